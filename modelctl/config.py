@@ -1,8 +1,8 @@
 """Settings: read once from `config.yaml` and the environment, passed on as one frozen `Config`.
 
 `MODELCTL_HOME` puts every file below one folder; without it the system's usual places are taken (platformdirs). Each
-key of `SETTINGS` may stand in `config.yaml` or, in capitals after `MODELCTL_`, in the environment, which wins. The names
-are Ollama's, so that `OLLAMA_X` becomes `MODELCTL_X`.
+key of `SETTINGS` may stand in `config.yaml` or, in capitals after `MODELCTL_`, in the environment, which wins. The
+names are Ollama's, so that `OLLAMA_X` becomes `MODELCTL_X`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ SETTINGS: Mapping[str, Setting] = {
     "max_loaded_models": Setting("max_loaded", _whole_number, "bases in memory at once"),
     "max_queue": Setting("max_queue", _whole_number, "requests that may wait"),
     "context_length": Setting(
-        "n_ctx", _whole_number, "tokens of context for one answer, unless the model says num_ctx"
+        "n_ctx", _whole_number, "tokens of context for one answer, where the model has no num_ctx"
     ),
     "origins": Setting("origins", _origins, "web origins allowed besides the local ones, with commas between"),
 }
@@ -200,7 +200,7 @@ def _parsed(setting: Setting, value: object, where: str) -> Any:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
 
 
-def _folders(env: Mapping[str, str]) -> dict[str, Path]:
+def _folders(env: Mapping[str, str]) -> dict[str, Any]:
     if env.get("MODELCTL_HOME"):
         home = _absolute(Path(env["MODELCTL_HOME"]))
         return {
@@ -247,8 +247,5 @@ def _from_file(path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(str(key), SETTINGS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(SETTINGS)}"
             raise UsageError(f"{path}: unknown setting {key!r}", hint=hint)
-    return {
-        SETTINGS[key].field: _parsed(SETTINGS[key], value, f"{path}: {key}")
-        for key, value in data.items()
-        if value != ""
-    }
+    known = {key: SETTINGS[key] for key in data}
+    return {known[key].field: _parsed(known[key], value, f"{path}: {key}") for key, value in data.items()}
