@@ -1,0 +1,158 @@
+"""Who may change the store now: shared for writers, exclusive for gc; and who is to blame while it is taken.
+
+All locks are `flock`s, so the kernel frees them when a process dies, however it dies. Three files, always taken in
+this order: `gate` (held by gc while it waits, so that newcomers queue behind it and cannot starve it), `lock` (the
+store itself), `names` (held for the milliseconds in which a name changes).
+
+A holder that stages files or holds on for long has a session: a folder `staging/<pid>.<start>.<command>.<random>`
+with an flock of its own. A session whose lock nobody holds belongs to a process that died: the next one sweeps it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import Locked, os_errors
+
+SPEAK_AFTER = 1.0  # seconds of waiting before the user hears why
+_SESSION = re.compile(r"(\d+)\.(\d+)\.([\w-]+)\.[0-9a-f]+")
+
+Waiting = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds the store: its id, what it does, and since when (seconds since the epoch)."""
+
+    pid: int
+    command: str
+    since: float
+
+    def __str__(self) -> str:
+        return f"`{self.command}` (process {self.pid}), since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+
+
+class Session:
+    """A writer's folder for half-written files, made when first needed and gone with the session."""
+
+    def __init__(self, staging: Path) -> None:
+        self._staging = staging
+        self._count = itertools.count()
+        self._folder: Path | None = None
+        self._lock = -1
+
+    def open(self) -> Path:
+        """The folder, made and locked."""
+        while self._folder is None:
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = self._staging / f"{os.getpid()}.{int(time.time())}.{command()}.{secrets.token_hex(4)}"
+            folder.mkdir()
+            self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if os.fstat(self._lock).st_nlink:  # else a sweep came between mkdir and flock
+                self._folder = folder
+            else:
+                os.close(self._lock)
+        return self._folder
+
+    def path(self) -> Path:
+        """A fresh path to stage one file at."""
+        return self.open() / str(next(self._count))
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._lock)
+            self._folder = None
+
+
+@contextmanager
+def flocked(
+    path: Path, *, exclusive: bool, patience: float, blame: Callable[[], str], waiting: Waiting
+) -> Iterator[None]:
+    """Holds an flock on `path`. Waits at most `patience` seconds, tells `waiting` whom `blame()` names after the first
+    second, then raises `Locked` with the same words."""
+    with os_errors("lock", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        _wait(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, patience, blame, waiting)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _wait(fd: int, mode: int, patience: float, blame: Callable[[], str], waiting: Waiting) -> None:
+    start, spoken = time.monotonic(), False
+    for pause in itertools.chain((0.001, 0.002, 0.005, 0.01, 0.02), itertools.repeat(0.05)):
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waited = time.monotonic() - start
+        if waited >= patience:
+            raise Locked(f"the store is in use by {blame()}", hint=f"waited {waited:.0f} s; try again when it is done")
+        if waited >= SPEAK_AFTER and not spoken:
+            waiting(f"waiting for {blame()}")
+            spoken = True
+        time.sleep(pause)
+
+
+def sessions(staging: Path) -> list[tuple[Path, Holder, bool]]:
+    """Every session there is: its folder, whose it is, and whether that process still lives."""
+    found = []
+    for folder in sorted(staging.glob("*.*.*.*")):
+        match = _SESSION.fullmatch(folder.name)
+        if match and not folder.is_symlink():
+            holder = Holder(int(match[1]), match[3].replace("-", " "), float(match[2]))
+            found.append((folder, holder, _is_held(folder)))
+    return found
+
+
+def sweep(staging: Path) -> int:
+    """Removes what dead processes left half-written; the number of sessions removed."""
+    dead = [folder for folder, _, alive in sessions(staging) if not alive]
+    for folder in dead:
+        with _try_lock(folder, fcntl.LOCK_EX) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
+    return len(dead)
+
+
+def _is_held(folder: Path) -> bool:
+    with _try_lock(folder, fcntl.LOCK_SH) as free:
+        return not free
+
+
+@contextmanager
+def _try_lock(folder: Path, mode: int) -> Iterator[bool]:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # gone meanwhile, or not ours to look into: leave it alone
+        yield False
+        return
+    try:
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(fd)
+
+
+def command() -> str:
+    """What this process was started as, as far as a file name can say: `modelctl-create`."""
+    words = [Path(sys.argv[0]).name if sys.argv else "", *(word for word in sys.argv[1:2] if not word.startswith("-"))]
+    return "-".join(filter(None, (re.sub(r"[^A-Za-z0-9_]+", "", word)[:20] for word in words))) or "python"
