@@ -1,7 +1,7 @@
 """The frames daemon and runner exchange over a socketpair: a 4-byte little-endian length, then a msgpack struct.
 
-Many requests share the pair, told apart by `id`, chosen by the daemon. All times are nanoseconds. Each request ends with
-exactly one Done (in a Step) or one Failed; nothing with its id follows.
+Many requests share the pair, told apart by `id`, chosen by the daemon. All times are nanoseconds. Each request ends
+with exactly one Done (in a Step) or one Failed; nothing with its id follows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Load(msgspec.Struct, tag="load", omit_defaults=True):
     """The first frame: what to load, once. Answered by Ready or by Failed(id=0) and exit."""
 
     path: str
-    n_ctx: int = 4096  # cells for one sequence; the KV cache holds n_ctx * n_parallel
+    n_ctx: int = 4096  # the longest one sequence may grow
+    n_cells: int = 0  # KV cells that all sequences share; 0: 2 * n_ctx
     n_parallel: int = 8  # sequences that may generate at once
     n_batch: int = 512
     n_gpu_layers: int = -1
@@ -109,7 +110,8 @@ class Stats(msgspec.Struct, tag="stats"):
     id: int
 
 
-ToRunner = Load | Attach | Generate | Render | Cancel | Stats
+Request = Attach | Generate | Render | Cancel | Stats
+ToRunner = Load | Request
 
 # runner -> daemon
 
@@ -120,7 +122,7 @@ class Ready(msgspec.Struct, tag="ready"):
     n_ctx_train: int
     n_params: int
     model_bytes: int
-    kv_bytes: int
+    kv_bytes: int  # of the KV cache
     gpu_offload: bool  # the installed llama.cpp can offload
     gpu_layers: int
     device: str  # "CPU", or the device's name

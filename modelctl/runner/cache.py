@@ -1,0 +1,148 @@
+"""The prefix cache: which llama.cpp sequence ids hold which tokens, under which mix.
+
+Memory computed under one mix is never used under another: the mix is half of every key. Cells are shared, not copied.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelctl.runner.sequence import NO_SLOT, Scales, Sequence
+
+
+class Memory(Protocol):
+    """What the cache needs of a Context."""
+
+    def cut(self, seq: int, start: int) -> bool: ...
+    def share(self, source: int, target: int, end: int) -> None: ...
+
+
+@dataclass(eq=False)
+class Idle:
+    """The memory a finished sequence left behind."""
+
+    slot: int
+    scales: Scales
+    tokens: list[int]
+    used: int  # ns
+
+
+class PrefixCache:
+    """Owns the sequence ids of one context. `admit` gives a Sequence one, with as much memory in it as is known."""
+
+    def __init__(self, memory: Memory, n_slots: int, *, can_cut: bool = True) -> None:
+        self._memory = memory
+        self._can_cut = can_cut
+        self._free = list(range(n_slots - 1, -1, -1))
+        self._idle: list[Idle] = []
+        self.n_hits = 0
+        self.n_saved = 0  # tokens not computed again
+
+    def admit(self, sequence: Sequence, running: Iterable[Sequence]) -> None:
+        """Give `sequence` a slot; its n_done tokens are in memory. At least one token is left to decode."""
+        limit = len(sequence.tokens) - 1
+        idle, n_idle = self._best_idle(sequence, limit)
+        source, n_running = _best_running(sequence, running, limit) if self._can_cut else (NO_SLOT, 0)
+        if n_idle >= n_running and idle is not None and (n_idle == len(idle.tokens) or not self._spare()):
+            self._idle.remove(idle)  # this sequence goes on where that one ended, or there is no slot to fork it into
+            sequence.slot = idle.slot
+            if n_idle < len(idle.tokens):
+                self._memory.cut(idle.slot, n_idle)
+        else:
+            if idle is not None and n_idle > n_running:
+                source, n_running = idle.slot, n_idle
+                idle.used = sequence.arrived
+            sequence.slot = self._take_slot(keep=source)
+            if n_running:
+                self._memory.share(source, sequence.slot, n_running)
+            n_idle = n_running
+        sequence.n_done = sequence.n_cached = n_idle
+        self.n_hits += n_idle > 0
+        self.n_saved += n_idle
+
+    def retire(self, sequence: Sequence, now: int) -> None:
+        """The sequence ended: keep what it computed for the next one with this prefix and mix."""
+        tokens = sequence.tokens[: sequence.n_done]
+        self._drop_covered(sequence.scales, tokens)
+        if tokens:
+            self._idle.append(Idle(sequence.slot, sequence.scales, tokens, now))
+        else:
+            self._free.append(sequence.slot)
+        sequence.slot = NO_SLOT
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget the sequence's memory, all of it."""
+        self._release(sequence.slot)
+        sequence.slot, sequence.n_done = NO_SLOT, 0
+
+    def evict(self) -> bool:
+        """Free the memory that was unused longest; False when nothing is idle."""
+        if not self._idle:
+            return False
+        oldest = min(self._idle, key=lambda entry: entry.used)
+        self._idle.remove(oldest)
+        self._release(oldest.slot)
+        return True
+
+    def clear(self) -> None:
+        while self.evict():
+            pass
+
+    @property
+    def n_idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def n_idle_tokens(self) -> int:
+        return sum(len(entry.tokens) for entry in self._idle)
+
+    def _best_idle(self, sequence: Sequence, limit: int) -> tuple[Idle | None, int]:
+        best, n_best = None, 0
+        for entry in self._idle:
+            if entry.scales == sequence.scales:
+                n = min(common_prefix(entry.tokens, sequence.tokens), limit)
+                if n > n_best and (self._can_cut or n == len(entry.tokens)):
+                    best, n_best = entry, n
+        return best, n_best
+
+    def _spare(self) -> bool:
+        return bool(self._free) or len(self._idle) > 1
+
+    def _take_slot(self, keep: int) -> int:
+        if not self._free:
+            victim = min((e for e in self._idle if e.slot != keep), key=lambda entry: entry.used)
+            self._idle.remove(victim)
+            self._release(victim.slot)
+        return self._free.pop()
+
+    def _release(self, slot: int) -> None:
+        self._memory.cut(slot, 0)
+        self._free.append(slot)
+
+    def _drop_covered(self, scales: Scales, tokens: list[int]) -> None:
+        """An idle prefix of what is now kept in full serves nobody any more."""
+        for entry in [e for e in self._idle if e.scales == scales and len(e.tokens) <= len(tokens)]:
+            if tokens[: len(entry.tokens)] == entry.tokens:
+                self._idle.remove(entry)
+                self._release(entry.slot)
+
+
+def _best_running(sequence: Sequence, running: Iterable[Sequence], limit: int) -> tuple[int, int]:
+    best, n_best = NO_SLOT, 0
+    for other in running:
+        if other.scales == sequence.scales and other.slot != NO_SLOT:
+            n = min(common_prefix(other.tokens, sequence.tokens), other.n_done, limit)
+            if n > n_best:
+                best, n_best = other.slot, n
+    return best, n_best
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many first tokens agree. Slices compare at C speed, so bisecting beats a loop."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return bisect_left(range(n), True, key=lambda i: a[: i + 1] != b[: i + 1])

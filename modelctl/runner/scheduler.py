@@ -1,0 +1,97 @@
+"""Which tokens go into the next batch. Pure: no llama.cpp, no I/O, the clock comes in as arguments.
+
+llama.cpp decodes a whole batch under one set of adapters, and changing the set costs a rebuild of its graphs. So mixes
+take turns: each may use the context for a quantum of time, then the next one that has work. A mix that overran its
+quantum has that much less next time (deficit round-robin), so every mix gets the same share whatever its prompts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+from modelctl.runner.sequence import Scales, Sequence
+
+MIN_QUANTUM = 0.1  # seconds
+RESERVES_PER_QUANTUM = 10  # at most a tenth of the time goes into changing adapters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch: under `scales`, the next `n` pending tokens of each sequence."""
+
+    scales: Scales
+    rows: tuple[tuple[Sequence, int], ...]
+
+
+@dataclass
+class Scheduler:
+    """`n_batch`: rows a batch may have. `n_chunk`: rows of prompts while others generate, so that they never wait
+    longer than for one such chunk."""
+
+    n_batch: int = 512
+    n_chunk: int = 128
+    reserve_cost: float = 0.010  # seconds; measured by the engine
+    _turns: deque[Scales] = field(default_factory=deque)
+    _credit: dict[Scales, float] = field(default_factory=dict)
+
+    @property
+    def quantum(self) -> float:
+        return max(MIN_QUANTUM, RESERVES_PER_QUANTUM * self.reserve_cost)
+
+    def admit(self, waiting: Many[Sequence], running: Many[Sequence]) -> Sequence | None:
+        """The one to admit next: of the mix with the fewest running, the first to arrive. No crowd on one mix keeps
+        another out."""
+        if not waiting:
+            return None
+        counts: dict[Scales, int] = {}
+        for sequence in running:
+            counts[sequence.scales] = counts.get(sequence.scales, 0) + 1
+        return min(waiting, key=lambda s: (counts.get(s.scales, 0), s.arrived))
+
+    def plan(self, running: Many[Sequence]) -> Plan | None:
+        """The next batch; None when nothing runs."""
+        by_mix: dict[Scales, list[Sequence]] = {}
+        for sequence in running:
+            by_mix.setdefault(sequence.scales, []).append(sequence)
+        if not by_mix:
+            self._turns.clear()
+            self._credit.clear()
+            return None
+        scales = self._turn(by_mix)
+        return Plan(scales, tuple(self.rows(by_mix[scales])))
+
+    def charge(self, plan: Plan, seconds: float) -> None:
+        """Book what the plan's batch took."""
+        self._credit[plan.scales] = self._credit.get(plan.scales, 0.0) - seconds
+
+    def rows(self, sequences: Many[Sequence]) -> list[tuple[Sequence, int]]:
+        """One row for each that generates; what is left is split evenly among the prompts, shortest need first."""
+        generating = [s for s in sequences if s.generating][: self.n_batch]
+        prompts = sorted((s for s in sequences if not s.generating), key=lambda s: (s.n_pending, s.arrived))
+        budget = self.n_batch - len(generating)
+        if generating:
+            budget = min(budget, self.n_chunk)
+        chosen = [(s, 1) for s in generating]
+        for i, sequence in enumerate(prompts):
+            n = min(sequence.n_pending, max(1, budget // (len(prompts) - i)), budget)
+            if n <= 0:
+                break
+            chosen.append((sequence, n))
+            budget -= n
+        return chosen
+
+    def _turn(self, by_mix: dict[Scales, list[Sequence]]) -> Scales:
+        """The mix whose turn it is, rotating past those that have no work or no credit."""
+        for scales in [t for t in self._turns if t not in by_mix]:
+            self._turns.remove(scales)
+            self._credit.pop(scales, None)
+        for scales in by_mix:
+            if scales not in self._turns:
+                self._turns.append(scales)
+                self._credit[scales] = self.quantum
+        while self._credit[self._turns[0]] <= 0:
+            self._credit[self._turns[0]] += self.quantum
+            self._turns.rotate(-1)
+        return self._turns[0]
