@@ -1,34 +1,31 @@
-"""A stored name resolved: where its bytes are, how to prompt it, which adapters it has and how a mix of them is spelled.
+"""A stored name resolved: where its bytes are, how to prompt it, which adapters it has and how to mix them.
 
 The manifest's layers are Ollama's. An adapter's name, default scale and what its file says stand in the annotations of
-its layer, keyed by the constants below; instructions that are kept but not honoured stand in the config.
+its layer; instructions that are kept but not honoured stand in the config.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelctl.errors import BadRequest, NotFound
+import msgspec
+
+from modelctl import store as stores
+from modelctl.errors import BadRequest, ModelctlError, NotFound
 from modelctl.mix import Mix, check_scale
-from modelctl.store import Layer, Manifest, ModelName, Store, media
+from modelctl.store import Layer, Ref, Store, media
 from modelctl.template.conversation import Message
 
-NAME = "modelctl.adapter.name"
-SCALE = "modelctl.adapter.scale"
-RANK = "modelctl.adapter.rank"
-ALPHA = "modelctl.adapter.alpha"
-TARGETS = "modelctl.adapter.target-modules"
-SOURCE = "modelctl.source"  # the file name it was made from
+KEPT = ("renderer", "parser", "requires", "draft")  # keys of a config, and instructions: read, kept, without effect
 
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """One ADAPTER line. `scale` is the default one; `rank` and `alpha` are 0 when the file was not made by `create`."""
+    """One ADAPTER line. `scale` is the default one; `rank` and `alpha` are 0 where the manifest does not say."""
 
     index: int
     name: str
@@ -72,11 +69,17 @@ class Model:
 
     @classmethod
     def load(cls, store: Store, name: str) -> Model:
-        """Raises `NotFound` for an unknown name, `BadRequest` for an impossible one."""
-        raise NotImplementedError
+        """Raises `NotFound` for an unknown name, `BadRequest` for an impossible one, `ModelctlError` for damage."""
+        ref = _resolve(store, name)
+        try:
+            return _assemble(store, ref)
+        except (stores.StoreError, BadRequest) as error:
+            raise _damaged(ref.name.short, error.message) from None
+        except (ValueError, TypeError, msgspec.MsgspecError) as error:
+            raise _damaged(ref.name.short, str(error)) from None
 
     def adapter(self, key: str | int) -> AdapterRef:
-        """By name, or by index (an int, or digits that are no adapter's name). Raises `NotFound` that lists the names."""
+        """By name, or by index: an int, or digits that are no adapter's name. Raises `NotFound`, with the names."""
         for ref in self.adapters:
             if ref.name == key:
                 return ref
@@ -90,7 +93,7 @@ class Model:
         if not names:
             return "it has no adapters; an ADAPTER line in its Modelfile adds one"
         near = difflib.get_close_matches(key, names, n=1)
-        listed = ", ".join(f"{ref.index} {ref.name}" for ref in self.adapters)
+        listed = ", ".join(f"{ref.name} ({ref.index})" for ref in self.adapters)
         return (f"did you mean {near[0]!r}? " if near else "") + f"it has: {listed}"
 
     def default_scales(self) -> dict[str, float]:
@@ -106,7 +109,7 @@ class Model:
         for key, value in change.items():
             name = self.adapter(key).name
             if name in changed:
-                raise BadRequest(f"adapter {name!r} is named twice, once by its index")
+                raise BadRequest(f"adapter {name!r} is given twice, by name and by index")
             changed[name] = check_scale(value, name)
         return {ref.name: changed.get(ref.name, start.get(ref.name, 0.0)) for ref in self.adapters}
 
@@ -114,10 +117,100 @@ class Model:
         """The mix that `scales` (by adapter name) come to."""
         return Mix.of((self.adapter(name).digest, scale) for name, scale in scales.items())
 
-    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Request options over the model's own parameters, typed and in range. Raises `BadRequest`."""
-        raise NotImplementedError
 
-    def modelfile(self) -> str:
-        """A Modelfile that makes this model again, adapters and scales included."""
-        raise NotImplementedError
+def _resolve(store: Store, name: str) -> Ref:
+    try:
+        return store.resolve(name)
+    except (stores.InvalidName, stores.InvalidDigest) as error:
+        raise BadRequest(error.message, hint=error.hint) from None
+    except stores.NotFound:
+        raise NotFound(f"no model {name!r}", hint=_other_names(store, name)) from None
+    except stores.StoreError as error:
+        raise ModelctlError(error.message, hint=error.hint) from None
+
+
+def _other_names(store: Store, name: str) -> str:
+    names = [ref.name.short for ref in store.list()]
+    near = difflib.get_close_matches(name if ":" in name else f"{name}:latest", names, n=1)
+    if near:
+        return f"did you mean {near[0].removesuffix(':latest')!r}?"
+    return (
+        "`modelctl list` shows the models there are" if names else "there are no models yet; make one: modelctl create"
+    )
+
+
+def _damaged(name: str, problem: str) -> ModelctlError:
+    return ModelctlError(f"model {name!r} is damaged: {problem}", hint="run `modelctl verify`, or create it again")
+
+
+def _assemble(store: Store, ref: Ref) -> Model:
+    manifest = ref.manifest
+    config = _json(store, manifest.config, dict[str, Any])
+    bases = manifest.of_type(media.MODEL)
+    if len(bases) != 1:
+        raise ValueError(f"its manifest has {len(bases)} base layers, not one")
+    text = {kind: _texts(store, manifest.of_type(kind)) for kind in (media.TEMPLATE, media.SYSTEM, media.LICENSE)}
+    messages = [_json(store, layer, list[Message]) for layer in manifest.of_type(media.MESSAGES)]
+    parameters = [_json(store, layer, dict[str, Any]) for layer in manifest.of_type(media.PARAMS)]
+    return Model(
+        name=ref.name.short,
+        digest=str(ref.digest),
+        base_digest=str(bases[0].digest),
+        base_path=store.blob(bases[0].digest),
+        base_size=bases[0].size,
+        adapters=_adapters(store, manifest.of_type(media.ADAPTER)),
+        template=text[media.TEMPLATE][-1] if text[media.TEMPLATE] else None,
+        system=text[media.SYSTEM][-1] if text[media.SYSTEM] else None,
+        messages=tuple(messages[-1]) if messages else (),
+        parameters=parameters[-1] if parameters else {},
+        licenses=text[media.LICENSE],
+        details=_details(config),
+        modified=ref.modified,
+        size=manifest.size,
+        kept={key: str(config[key]) for key in KEPT if config.get(key)},
+    )
+
+
+def _json(store: Store, layer: Layer, kind: type[Any]) -> Any:
+    return msgspec.json.decode(store.read(layer.digest), type=kind)
+
+
+def _texts(store: Store, layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    return tuple(store.read(layer.digest).decode() for layer in layers)
+
+
+def _adapters(store: Store, layers: tuple[Layer, ...]) -> tuple[AdapterRef, ...]:
+    """In the order of their ADAPTER lines; a manifest of Ollama's has no annotations and keeps its own order."""
+    order = {layer: int(layer.annotations.get(media.ADAPTER_INDEX, at)) for at, layer in enumerate(layers)}
+    refs = [_adapter(store, at, layer) for at, layer in enumerate(sorted(layers, key=order.__getitem__))]
+    names = [ref.name for ref in refs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two adapters have one name among {', '.join(names)}")
+    return tuple(refs)
+
+
+def _adapter(store: Store, index: int, layer: Layer) -> AdapterRef:
+    said = layer.annotations
+    name = said.get(media.ADAPTER_NAME, f"adapter{index}")
+    targets = said.get(media.ADAPTER_TARGETS, "")
+    return AdapterRef(
+        index=index,
+        name=name,
+        digest=str(layer.digest),
+        path=store.blob(layer.digest),
+        scale=check_scale(float(said.get(media.ADAPTER_SCALE, 0.0)), name),
+        size=layer.size,
+        rank=int(said.get(media.ADAPTER_RANK, 0)),
+        alpha=float(said.get(media.ADAPTER_ALPHA, 0.0)),
+        target_modules=tuple(filter(None, targets.split(","))),
+        source=said.get(media.ADAPTER_SOURCE, ""),
+    )
+
+
+def _details(config: Mapping[str, Any]) -> Details:
+    return Details(
+        family=str(config.get("model_family", "")),
+        format=str(config.get("model_format", "gguf")),
+        parameter_size=str(config.get("model_type", "")),
+        quantization_level=str(config.get("file_type", "")),
+    )
