@@ -20,7 +20,7 @@ class Reply(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Error(msgspec.Struct, omit_defaults=True):
-    """`error` is one sentence, or two: what is wrong, and what to do. `hint` repeats the latter alone (ours)."""
+    """`error` says what is wrong, `hint` (ours) what to do next."""
 
     error: str
     hint: str = ""

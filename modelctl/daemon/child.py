@@ -1,0 +1,104 @@
+"""One child process: spawned with a socket and little else, its stderr kept, its end noticed whoever holds a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import modelctl
+
+log = logging.getLogger("modelctl.runner")
+
+RUNNER = (sys.executable, "-P", "-m", "modelctl.runner")  # -P: nothing is imported from the working folder
+N_LAST_LINES = 20
+# What llama.cpp, its backends and Python need; never the rest, which may hold keys.
+_ENV = re.compile(
+    r"PATH|HOME|TMPDIR|TZ|LANG|LC_\w+|VIRTUAL_ENV|(DY)?LD_\w+|(OMP|GOMP|KMP|GGML|LLAMA|CUDA|NVIDIA|HIP|HSA|ROCR|GPU|VK|"
+    r"SYCL|ONEAPI|OPENBLAS|MKL)_\w+|MODELCTL_TEST_\w+"
+)
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in environ.items() if _ENV.fullmatch(key)}
+    root = str(Path(modelctl.__file__).resolve().parent.parent)  # a checkout need not be installed
+    # Without GGML_NO_BACKTRACE a failed assertion forks a debugger first and takes a second to die.
+    return {**kept, "PYTHONPATH": root, "GGML_NO_BACKTRACE": "1"}
+
+
+class Child:
+    """`socket` is our end of the pair; the child finds its own in `--fd N` and ends when ours closes."""
+
+    def __init__(self, command: Sequence[str] = RUNNER) -> None:
+        """Raises `OSError` when it cannot be started."""
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = self._loop.create_future()  # the return code; negative: a signal
+        self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = self._spawn(command, theirs.fileno())
+            except OSError:
+                self.socket.close()
+                raise
+        self.pid = self._process.pid
+        # Threads, because both waits must work with any event loop and outlive grandchildren that keep stderr open.
+        self._pump = threading.Thread(target=self._read_stderr, name=f"stderr-{self.pid}", daemon=True)
+        self._pump.start()
+        threading.Thread(target=self._wait, name=f"wait-{self.pid}", daemon=True).start()
+
+    @staticmethod
+    def _spawn(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, "--fd", str(fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[fd],
+            env=child_environment(os.environ),
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C in the daemon's terminal is the daemon's to handle
+        )
+
+    def kill(self) -> None:
+        """The whole group, for a crashing child may have forked."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        while line := self._process.stderr.readline(4096):
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                self.last_lines.append(text)
+                log.info("runner %d: %s", self.pid, text)
+
+    def _wait(self) -> None:
+        code = self._process.wait()
+        self._pump.join(timeout=0.2)  # the last words matter; a grandchild may hold the pipe for ever
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(self._set_exited, code)
+
+    def _set_exited(self, code: int) -> None:
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+
+def describe_exit(code: int) -> str:
+    """`signal 9, SIGKILL` or `exit code 1`."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

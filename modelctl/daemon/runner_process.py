@@ -1,0 +1,224 @@
+"""RunnerProcess: a runner child and all that is asked of it. It does not know which models it serves, or when to stop.
+
+One task owns the process from the first frame to the last: it alone reads the socket, hands frames to whoever waits
+under their id, and when the child ends, for whatever reason, fails everyone who still waits, each exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from modelctl.daemon.child import RUNNER, Child, describe_exit
+from modelctl.daemon.streams import Answer, Reply, Stream, failure
+from modelctl.errors import LoadFailed, ModelctlError, RunnerDied
+from modelctl.runner.frames import (
+    AdapterFile,
+    Attach,
+    Attached,
+    Cancel,
+    Failed,
+    FromRunner,
+    Generate,
+    Load,
+    Prompt,
+    Ready,
+    Render,
+    Rendered,
+    Stats,
+    StatsReply,
+    Step,
+    ToRunner,
+    from_runner,
+    pack,
+    unpack_length,
+)
+
+log = logging.getLogger("modelctl.daemon")
+
+T = TypeVar("T", bound=Answer)
+
+GRACE = 2.0  # seconds from the end of the socket to SIGKILL
+
+
+class RunnerProcess:
+    """`model` names it in errors until requests bring their own. `on_exit(self)` is called once the child is gone."""
+
+    def __init__(
+        self,
+        load: Load,
+        model: str,
+        *,
+        timeout: float | None = None,
+        command: Sequence[str] = RUNNER,
+        on_exit: Callable[[RunnerProcess], None] = lambda _: None,
+    ) -> None:
+        self.load = load
+        self.model = model
+        self.stopping = False
+        self.last_words = ""  # how it ended, once it has
+        self._timeout = timeout
+        self._command = command
+        self._on_exit = on_exit
+        self._ids = itertools.count(1)  # 0 is the Load
+        self._pending: dict[int, Stream | Reply] = {}
+        self._loaded: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._child: Child | None = None
+        self._owner: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child else 0
+
+    async def start(self) -> Ready:
+        """Spawn and load. Raises `LoadFailed` (refused, or took too long) or `RunnerDied`; the child is gone then."""
+        if self.stopping:
+            raise self._obituary(self.model)
+        try:
+            self._child = Child(self._command)
+        except OSError as error:
+            raise LoadFailed(f"no runner could be started for {self.model}: {error.strerror or error}") from None
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._child.socket, limit=1 << 20)
+        self._owner = asyncio.create_task(self._own(self._child, reader), name=f"runner {self.pid}")
+        if self.stopping:  # while the socket was opened
+            self._writer.close()
+        self._send(self.load)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._loaded), self._timeout)
+        except TimeoutError:
+            raise LoadFailed(
+                f"loading {self.model} took longer than {self._timeout:g} s",
+                hint="MODELCTL_LOAD_TIMEOUT sets the limit",
+            ) from None
+        finally:
+            if not self._loaded.done() or self._loaded.exception() is not None:
+                await self.stop()
+
+    def submit(self, frame: Generate, model: str) -> Stream:
+        """Start a generation; `frame.id` is set here. Close the stream if you stop reading before its end."""
+        frame.id = next(self._ids)
+        stream = Stream(model, cancel=lambda: self._cancel(frame.id))
+        self._ask(frame, stream)
+        return stream
+
+    async def attach(self, adapters: list[AdapterFile], model: str) -> Attached:
+        return await self._reply(Attach(next(self._ids), adapters), Attached, model)
+
+    async def render(self, prompt: Prompt, n_ctx: int, model: str) -> Rendered:
+        return await self._reply(Render(next(self._ids), prompt, n_ctx), Rendered, model)
+
+    async def stats(self) -> StatsReply:
+        return await self._reply(Stats(next(self._ids)), StatsReply, self.model)
+
+    async def stop(self) -> None:
+        """End the child: politely by the end of its socket, after `GRACE` seconds by force. Returns when it is gone."""
+        self.stopping = True
+        if self._owner is None or self._writer is None:
+            return
+        self._writer.close()
+        await asyncio.shield(self._owner)
+
+    # asking
+
+    async def _reply(self, frame: Attach | Render | Stats, kind: type[T], model: str) -> T:
+        reply = Reply(model)
+        self._ask(frame, reply)
+        try:
+            answer = await reply.future
+        finally:
+            self._pending.pop(frame.id, None)
+        if not isinstance(answer, kind):
+            raise ModelctlError(f"the runner answered {type(frame).__name__} with {type(answer).__name__}")
+        return answer
+
+    def _ask(self, frame: Generate | Attach | Render | Stats, pending: Stream | Reply) -> None:
+        if self._owner is None or self._owner.done() or self.stopping:
+            pending.fail(self._obituary(pending.model))
+            return
+        self._pending[frame.id] = pending
+        self._send(frame)
+
+    def _cancel(self, id: int) -> None:
+        if self._pending.pop(id, None) is not None:
+            self._send(Cancel(id))
+
+    def _send(self, frame: ToRunner) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(pack(frame))
+
+    # the owner
+
+    async def _own(self, child: Child, reader: asyncio.StreamReader) -> None:
+        reading = asyncio.create_task(self._read(reader))
+        either: set[asyncio.Future[Any]] = {reading, child.exited}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if child.exited.done():
+                child.kill()  # a grandchild with a copy of the socket would keep us reading
+            await asyncio.wait(either, timeout=GRACE)  # the dead: their last frames; who hung up: time to end
+        finally:
+            reading.cancel()
+            await self._bury(child)
+
+    async def _bury(self, child: Child) -> None:
+        child.kill()
+        code = await child.exited
+        assert self._writer is not None
+        self._writer.close()
+        self.last_words = describe_exit(code) + (f": {child.last_lines[-1]}" if child.last_lines and code else "")
+        if not self.stopping:
+            log.warning("the runner of %s (pid %d) stopped: %s", self.model, child.pid, self.last_words)
+        if not self._loaded.done():
+            self._loaded.set_exception(self._obituary(self.model))
+        self._loaded.exception()  # seen: nobody may be waiting for it
+        for pending in list(self._pending.values()):
+            pending.fail(self._obituary(pending.model))
+        self._pending.clear()
+        self._on_exit(self)
+
+    def _obituary(self, model: str) -> RunnerDied:
+        if self.stopping:
+            return RunnerDied(f"the runner of {model} was stopped")
+        hint = "the next request starts a new one; `modelctl logs` has its last words"
+        return RunnerDied(f"the runner of {model} stopped ({self.last_words})", hint=hint)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                head = await reader.readexactly(4)
+                self._deliver(from_runner.decode(await reader.readexactly(unpack_length(head))))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error("the runner of %s (pid %d) sent a frame that cannot be read: %s", self.model, self.pid, error)
+
+    def _deliver(self, frame: FromRunner) -> None:
+        match frame:
+            case Step():
+                for delta in frame.deltas:
+                    stream = self._pending.get(delta.id)
+                    if isinstance(stream, Stream):
+                        if delta.done is not None:
+                            del self._pending[delta.id]
+                        stream.put(delta)
+            case Ready():
+                if not self._loaded.done():
+                    self._loaded.set_result(frame)
+            case Failed(id=0):
+                if not self._loaded.done():
+                    error = LoadFailed(frame.message, hint=frame.hint or None)
+                    error.status = frame.status
+                    self._loaded.set_exception(error)
+            case Failed():
+                if (pending := self._pending.pop(frame.id, None)) is not None:
+                    pending.fail(failure(frame))
+            case _:
+                reply = self._pending.pop(frame.id, None)
+                if isinstance(reply, Reply):
+                    reply.put(frame)

@@ -1,0 +1,95 @@
+"""What waits inside the daemon for a runner's frames: a stream of deltas, or one reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from modelctl.errors import BadRequest, Busy, ModelctlError, NotFound, TooLarge
+from modelctl.runner.frames import Attached, Delta, Failed, Rendered, StatsReply
+
+MAX_WAITING = 1024  # deltas; the socket to a client that does not read has taken megabytes by then
+
+Answer = Attached | Rendered | StatsReply
+
+_BY_STATUS = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: Busy}
+
+
+def failure(frame: Failed) -> ModelctlError:
+    """The error a runner reports, as one of ours with the same status."""
+    error = _BY_STATUS.get(frame.status, ModelctlError)(frame.message, hint=frame.hint or None)
+    error.status = frame.status
+    return error
+
+
+class Pending(Protocol):
+    """Whoever waits under one id. `fail` is called at most once, and nothing after it."""
+
+    model: str
+
+    def fail(self, error: ModelctlError) -> None: ...
+
+
+class Reply:
+    """One frame to come."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def put(self, frame: Answer) -> None:
+        if not self.future.done():
+            self.future.set_result(frame)
+
+    def fail(self, error: ModelctlError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Stream:
+    """The deltas of one Generate, the last with `done` set. Raises the error that ended it instead, if one did.
+
+    `close` before the end cancels the generation. A reader so slow that `MAX_WAITING` deltas wait is cut off: a runner
+    never waits for a client.
+    """
+
+    def __init__(self, model: str, cancel: Callable[[], None]) -> None:
+        self.model = model
+        self._cancel = cancel
+        self._waiting: deque[Delta] = deque()
+        self._error: ModelctlError | None = None
+        self._ended = False
+        self._wake = asyncio.Event()
+
+    def put(self, delta: Delta) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self.close()
+            self.fail(ModelctlError("the answer was cut off: the client reads too slowly"))
+            return
+        self._waiting.append(delta)
+        self._ended = delta.done is not None
+        self._wake.set()
+
+    def fail(self, error: ModelctlError) -> None:
+        self._error, self._ended = error, True
+        self._wake.set()
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._waiting:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._waiting.popleft()

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from modelctl.daemon import streams
+from modelctl.daemon.child import child_environment
+from modelctl.daemon.runner_process import RunnerProcess
+from modelctl.errors import BadRequest, LoadFailed, ModelctlError, RunnerDied
+from modelctl.runner.frames import AdapterFile, Generate, Load, Prompt
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), 30)
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def started(path: str = "/base", **options: object) -> AsyncIterator[RunnerProcess]:
+    process = RunnerProcess(Load(path), "tutor:latest", command=FAKE, **options)  # type: ignore[arg-type]
+    await process.start()
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+def generate(words: str) -> Generate:
+    return Generate(0, Prompt(raw=words))
+
+
+async def text_of(process: RunnerProcess, words: str) -> str:
+    return "".join([delta.text async for delta in process.submit(generate(words), "tutor:latest")])
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_streams_are_told_apart() -> None:
+    async def test() -> None:
+        async with started() as process:
+            texts = await asyncio.gather(*(text_of(process, f"tokens={n}") for n in range(20)))
+        assert texts == ["x " * n for n in range(20)]
+
+    run(test)
+
+
+def test_stop_leaves_no_process_and_calls_back_once() -> None:
+    async def test() -> None:
+        gone: list[RunnerProcess] = []
+        async with started(on_exit=gone.append) as process:
+            pid = process.pid
+            assert alive(pid)
+        await process.stop()
+        assert gone == [process]
+        assert not alive(pid)
+
+    run(test)
+
+
+def test_a_killed_runner_ends_every_stream_with_one_error() -> None:
+    async def test() -> None:
+        async with started() as process:
+            endless = [
+                process.submit(generate("tokens=100000 delay=0.01"), name) for name in ("tutor:latest", "other:v2")
+            ]
+            for stream in endless:
+                await anext(stream)
+            os.kill(process.pid, signal.SIGKILL)
+            for stream in endless:
+                with pytest.raises(RunnerDied, match=rf"the runner of {stream.model} stopped \(signal 9, SIGKILL\)"):
+                    async for _ in stream:
+                        pass
+            with pytest.raises(RunnerDied):
+                await text_of(process, "tokens=1")
+            with pytest.raises(RunnerDied):
+                await process.stats()
+
+    run(test)
+
+
+def test_deltas_sent_before_the_death_are_delivered() -> None:
+    async def test() -> None:
+        async with started() as process:
+            got = 0
+            with pytest.raises(RunnerDied):
+                async for _ in process.submit(generate("tokens=9 die=5"), "tutor:latest"):
+                    got += 1
+            assert got == 5
+
+    run(test)
+
+
+def test_load_refused() -> None:
+    async def test() -> None:
+        with pytest.raises(LoadFailed, match="cannot read the base") as caught:
+            async with started("/refuse"):
+                pass
+        assert (caught.value.status, caught.value.hint) == (400, "make it again")
+
+    run(test)
+
+
+def test_death_during_load_has_the_last_words() -> None:
+    async def test() -> None:
+        with pytest.raises(RunnerDied, match=r"signal 6, SIGABRT: GGML_ASSERT\(n_dims > 0\) failed"):
+            async with started("/die"):
+                pass
+
+    run(test)
+
+
+def test_load_timeout_kills_the_child() -> None:
+    async def test() -> None:
+        process = RunnerProcess(Load("/hang"), "tutor:latest", command=FAKE, timeout=0.2)
+        with pytest.raises(LoadFailed, match=r"loading tutor:latest took longer than 0.2 s"):
+            await process.start()
+        assert not alive(process.pid)
+
+    run(test)
+
+
+def test_a_command_that_cannot_run() -> None:
+    async def test() -> None:
+        process = RunnerProcess(Load("/base"), "tutor:latest", command=("/nonexistent",))
+        with pytest.raises(LoadFailed, match="No such file"):
+            await process.start()
+
+    run(test)
+
+
+def test_stopped_before_it_started() -> None:
+    async def test() -> None:
+        process = RunnerProcess(Load("/base"), "tutor:latest", command=FAKE)
+        starting = asyncio.create_task(process.start())
+        await process.stop()
+        with pytest.raises(RunnerDied, match="was stopped"):
+            await starting
+        assert not process.pid or not alive(process.pid)
+
+    run(test)
+
+
+def test_closing_a_stream_cancels_it_and_no_other() -> None:
+    async def test() -> None:
+        async with started() as process:
+            endless = process.submit(generate("tokens=100000 delay=0.01"), "tutor:latest")
+            await anext(endless)
+            other = asyncio.create_task(text_of(process, "tokens=50 delay=0.001"))
+            endless.close()
+            assert await other == "x " * 50
+            stats = (await process.stats()).values
+            assert len(stats["cancelled"]) == 1
+            generated = stats["generated"]
+            assert (await process.stats()).values["generated"] == generated
+
+    run(test)
+
+
+def test_a_reader_too_slow_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_WAITING", 8)
+
+    async def test() -> None:
+        async with started() as process:
+            slow = process.submit(generate("tokens=100000 delay=0.0005"), "tutor:latest")
+            while not (await process.stats()).values["cancelled"]:
+                await asyncio.sleep(0.01)
+            with pytest.raises(ModelctlError, match="reads too slowly"):
+                async for _ in slow:
+                    pass
+            assert await text_of(process, "tokens=2") == "x x "
+
+    run(test)
+
+
+def test_a_refused_request_keeps_its_status_and_hint() -> None:
+    async def test() -> None:
+        async with started() as process:
+            with pytest.raises(BadRequest, match="this prompt is refused") as caught:
+                await text_of(process, "fail=400")
+            assert caught.value.hint == "write another"
+            with pytest.raises(ModelctlError) as odd:
+                await text_of(process, "fail=507")
+            assert odd.value.status == 507
+
+    run(test)
+
+
+def test_attach_and_render() -> None:
+    async def test() -> None:
+        async with started() as process:
+            await process.attach([AdapterFile("sha256:a", "/a")], "tutor:latest")
+            assert (await process.stats()).values["attached"] == ["sha256:a"]
+            assert (await process.render(Prompt(raw="hi"), 0, "tutor:latest")).text == "<hi>"
+            with pytest.raises(BadRequest, match="does not fit"):
+                await process.attach([AdapterFile("sha256:bad", "/a")], "tutor:latest")
+
+    run(test)
+
+
+def test_the_child_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+
+    async def test() -> None:
+        async with started() as process:
+            environ = (await process.stats()).values["environ"]
+        assert "hunter2" not in str(environ)
+        assert environ["GGML_NO_BACKTRACE"] == "1"
+
+    run(test)
+
+
+def test_environment_keeps_what_the_backends_need() -> None:
+    kept = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "2", "LD_LIBRARY_PATH": "/l"}
+    child = child_environment({**kept, "OPENAI_API_KEY": "k", "PYTHONSTARTUP": "/x"})
+    assert {key: child[key] for key in kept} == kept
+    assert child.keys() - kept.keys() == {"PYTHONPATH", "GGML_NO_BACKTRACE"}
