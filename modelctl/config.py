@@ -21,6 +21,7 @@ from modelctl.errors import BadRequest, UsageError
 
 PORT = 11435  # one above Ollama's, so that both can run
 FOREVER = -1.0
+LOCAL = ("localhost", "0.0.0.0", "::", "::1")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
 _HOST = re.compile(r"[a-zA-Z0-9_.\-]*|[0-9a-fA-F:.]+(%\w+)?")
@@ -40,6 +41,11 @@ class Address(NamedTuple):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         host = f"[{host}]" if ":" in host else host
         return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a daemon of this machine can listen there."""
+        return self.scheme == "http" and (self.host in LOCAL or self.host.startswith("127."))
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,29 @@ its layer; instructions that are kept but not honoured stand in the config.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from modelctl import gguf_check, parser
 from modelctl import store as stores
 from modelctl.errors import BadRequest, ModelctlError, NotFound
+from modelctl.gguf_check import BaseInfo
 from modelctl.mix import Mix, check_scale
 from modelctl.store import Layer, Ref, Store, media
 from modelctl.template.conversation import Message
 
-KEPT = ("renderer", "parser", "requires", "draft")  # keys of a config, and instructions: read, kept, without effect
+# Instructions that have no effect here, by the config key that keeps them.
+_KEPT: Mapping[str, Callable[[str], parser.Instruction]] = {
+    "renderer": parser.Renderer,
+    "parser": parser.Parser,
+    "requires": parser.Requires,
+    "draft": parser.Draft,
+    "capabilities": parser.Capability,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,11 @@ class Model:
     @classmethod
     def load(cls, store: Store, name: str) -> Model:
         """Raises `NotFound` for an unknown name, `BadRequest` for an impossible one, `ModelctlError` for damage."""
-        ref = _resolve(store, name)
+        return cls.of(store, _resolve(store, name))
+
+    @classmethod
+    def of(cls, store: Store, ref: Ref) -> Model:
+        """The same, of a name that is resolved already."""
         try:
             return _assemble(store, ref)
         except (stores.StoreError, BadRequest) as error:
@@ -116,6 +129,50 @@ class Model:
     def mix(self, scales: Mapping[str, float]) -> Mix:
         """The mix that `scales` (by adapter name) come to."""
         return Mix.of((self.adapter(name).digest, scale) for name, scale in scales.items())
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's options over the model's own parameters, typed and in range; null means not given, parameters
+        that have no effect any more are left out. Raises `BadRequest`."""
+        checked = dict(self.parameters)
+        for name, value in options.items():
+            if value is not None and not (name in parser.PARAMETERS and parser.PARAMETERS[name].deprecated):
+                checked[name] = _check(name, value)
+        return checked
+
+    def modelfile(self) -> str:
+        """A Modelfile that makes this model again, adapters and scales included."""
+        return parser.dump(parser.Modelfile(tuple(self._instructions())))
+
+    def _instructions(self) -> Iterator[parser.Instruction]:
+        yield parser.From(str(self.base_path))
+        for ref in self.adapters:
+            yield parser.Adapter(str(ref.path), ref.name, ref.scale or None)
+        if self.template is not None:
+            yield parser.Template(self.template)
+        if self.system is not None:
+            yield parser.System(self.system)
+        for name, value in self.parameters.items():
+            for one in value if isinstance(value, list) else [value]:
+                yield parser.Parameter(name, one)
+        for message in self.messages:
+            yield parser.Message(message.role, message.content)
+        for text in self.licenses:
+            yield parser.License(text)
+        for key, instruction in _KEPT.items():
+            if key in self.kept:
+                yield instruction(self.kept[key])
+
+    def base_info(self) -> BaseInfo:
+        """What the base's header says, its own chat template included. Reads the header."""
+        return gguf_check.base_info(gguf_check.read_header(self.base_path))
+
+
+def _check(name: str, value: object) -> Any:
+    try:
+        checked = parser.check_value(name, value)
+    except parser.ParameterError as error:
+        raise BadRequest(error.message, hint=error.hint) from None
+    return [checked] if name == "stop" and isinstance(checked, str) else checked
 
 
 def _resolve(store: Store, name: str) -> Ref:
@@ -167,7 +224,7 @@ def _assemble(store: Store, ref: Ref) -> Model:
         details=_details(config),
         modified=ref.modified,
         size=manifest.size,
-        kept={key: str(config[key]) for key in KEPT if config.get(key)},
+        kept={key: _plain(config[key]) for key in _KEPT if config.get(key)},
     )
 
 
@@ -214,3 +271,7 @@ def _details(config: Mapping[str, Any]) -> Details:
         parameter_size=str(config.get("model_type", "")),
         quantization_level=str(config.get("file_type", "")),
     )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
