@@ -29,8 +29,10 @@ from modelctl.runner.frames import (
     Ready,
     Render,
     Rendered,
+    Stats,
+    StatsReply,
+    Step,
 )
-from modelctl.runner.frames import Stats, StatsReply, Step
 
 DONE = Done(reason="stop", prompt_tokens=3, cached_tokens=1, queue_ns=1, prompt_ns=2, eval_tokens=0, eval_ns=3)
 

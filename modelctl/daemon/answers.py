@@ -1,0 +1,100 @@
+"""An answer on its way out: the same for every dialect, streamed or whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from modelctl.daemon.bodies import while_connected
+from modelctl.daemon.errors import ours
+from modelctl.errors import ModelctlError
+from modelctl.runner.frames import Delta
+
+log = logging.getLogger("modelctl.daemon")
+
+SEND_TIMEOUT = 60.0  # seconds for one piece; a client that stops reading must not hold a model in memory
+
+
+class Dialect(Protocol):
+    """How one answer looks to its client. Made for each answer, as it may count."""
+
+    media_type: str
+
+    def pieces(self, delta: Delta) -> Iterable[bytes]:
+        """What the stream says for a delta, framing included. The last delta, with `done`, ends it."""
+
+    def whole(self, delta: Delta) -> bytes:
+        """The answer in one: all deltas joined."""
+
+    def error(self, error: ModelctlError) -> bytes:
+        """The last piece of a stream that fails."""
+
+
+class Answer:
+    """An ASGI response. Errors before the first delta raise, so that they become a status; later ones are a last piece.
+
+    A client that leaves ends the generation.
+    """
+
+    def __init__(self, deltas: Callable[[], AsyncIterator[Delta]], dialect: Dialect, *, stream: bool) -> None:
+        self._deltas = deltas
+        self._dialect = dialect
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            async with aclosing(self._deltas()) as deltas:  # type: ignore[type-var]  # an async generator
+                if self._stream:
+                    await self._send_stream(deltas, send)
+                else:
+                    body = self._dialect.whole(joined([delta async for delta in deltas]))
+                    await Response(body, media_type="application/json")(scope, receive, send)
+
+        await while_connected(receive, work())
+
+    async def _send_stream(self, deltas: AsyncIterator[Delta], send: Send) -> None:
+        first = await anext(deltas)
+        headers = [(b"content-type", self._dialect.media_type.encode()), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            await self._send_pieces(first, send)
+            async for delta in deltas:
+                await self._send_pieces(delta, send)
+        except TimeoutError:
+            log.warning("a client stopped reading; its answer was cut off")
+            raise
+        except Exception as error:
+            await _send_piece(self._dialect.error(ours(error)), send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_pieces(self, delta: Delta, send: Send) -> None:
+        if body := b"".join(self._dialect.pieces(delta)):
+            await _send_piece(body, send)
+
+
+async def _send_piece(body: bytes, send: Send) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def joined(deltas: list[Delta]) -> Delta:
+    return Delta(
+        id=deltas[-1].id,
+        text="".join(delta.text for delta in deltas),
+        n_tokens=sum(delta.n_tokens for delta in deltas),
+        logprobs=[logprob for delta in deltas for logprob in delta.logprobs],
+        done=deltas[-1].done,
+    )
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """RFC 3339 in UTC; now, unless seconds since the epoch are given."""
+    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return f"{when:%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,0 +1,60 @@
+"""uvicorn's HTTP protocol with the limits it lacks: on the size of a request's head, and on the time it may take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD = 64 << 10  # bytes
+MAX_HEADERS = 100
+HEAD_TIMEOUT = 10.0  # seconds from the first byte of a connection; between requests the keep-alive time rules
+
+
+class BadHead(Exception):
+    """Seen by the parser, which answers 400 and closes."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    _head_bytes = 0  # of the request line and headers so far; -1 once they are complete
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_complete()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes >= 0 and self.parser is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self.send_400_response("The request's head is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_complete()
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD or len(self.headers) > MAX_HEADERS:
+            raise BadHead
+        if not self.url.startswith(b"/") and self.url != b"*":  # a proxy's form, whose host nobody would check
+            raise BadHead
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
+
+    def _head_complete(self) -> None:
+        self._head_bytes = -1
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
