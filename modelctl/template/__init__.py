@@ -8,11 +8,24 @@ from modelctl.template.conversation import Conversation, Message
 from modelctl.template.limits import TemplateLimit, time_limit
 from modelctl.template.prompt import Piece, Template, fit, pieces
 
-__all__ = ["Conversation", "Message", "Piece", "Template", "TemplateLimit", "fit", "load", "pieces", "time_limit"]
+__all__ = [
+    "Conversation",
+    "Message",
+    "Piece",
+    "Template",
+    "TemplateLimit",
+    "fit",
+    "load",
+    "pieces",
+    "time_limit",
+    "variables",
+]
 
 CHATML = """\
-{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}\
-{{ '<|im_start|>assistant\\n' }}"""
+{{- range $i, $_ := .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}{{ if or (ne .Role "assistant") (gt (len (slice $.Messages $i)) 1) }}<|im_end|>
+{{ if eq (len (slice $.Messages $i)) 1 }}<|im_start|>assistant
+{{ end }}{{ end }}{{ end }}"""
 
 
 def load(source: str | None, *, gguf_template: str | None, bos: str = "", eos: str = "") -> Template:
@@ -20,9 +33,23 @@ def load(source: str | None, *, gguf_template: str | None, bos: str = "", eos: s
 
     Parsed once, kept by text. Raises `BadRequest` with line and column when it does not parse.
     """
-    if source:
-        raise NotImplementedError("Go templates")
-    return _load_jinja(gguf_template or CHATML, bos, eos)
+    if not source and gguf_template:
+        return _load_jinja(gguf_template, bos, eos)
+    return _load_go(source or CHATML)
+
+
+def variables(source: str) -> set[str]:
+    """The names a Go template uses, without the dot: "Messages", "Suffix", "Tools", "Think" say what a model can do."""
+    from modelctl.template.go import variables
+
+    return variables(source)
+
+
+@lru_cache(maxsize=64)
+def _load_go(source: str) -> Template:
+    from modelctl.template.go import GoTemplate
+
+    return GoTemplate(source)
 
 
 @lru_cache(maxsize=64)
