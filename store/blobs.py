@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .ingest import Progress
 from .locks import Session
 
 READ_LIMIT = 64 << 20
+SMALL = 1 << 20  # bytes; below, copying a file costs no more than looking for its twin
 _SAMPLE = 64 << 10
 
 Source = Path | bytes | BinaryIO
@@ -55,11 +57,7 @@ class Blobs:
         return found
 
     def has(self, digest: Digest) -> bool:
-        try:
-            self.stat(digest)
-        except (NotFound, Corrupt):
-            return False
-        return True
+        return self._is_stored(digest, None)
 
     @contextmanager
     def open(self, digest: Digest) -> Iterator[BinaryIO]:
@@ -99,88 +97,111 @@ class Blobs:
         with suppress(OSError):  # another user's blob; the lock we hold protects it meanwhile
             path.chmod(stat.S_IMODE(path.lstat().st_mode))
 
-    def adopt(
-        self, source: Source, session: Session, *, expected: Digest | None, progress: Progress | None, link: bool
-    ) -> Put:
+    def adopt(self, source: Source, session: Session, terms: Terms) -> Put:
         """Stores the bytes of `source`: staged, hashed, synced, checked, renamed, and the folder synced."""
-        if expected is not None and self.has(expected):
-            self.renew(expected)
-            return Put(expected, self.stat(expected).st_size, existed=True)
         if isinstance(source, Path):
             with ingest.open_regular(source) as fd:
-                return self._adopt_file(source, fd, session, expected, progress, link)
-        with os_errors("store a blob in", self.folder):
-            staged = session.path()
-            with _create(staged) as out:
-                if isinstance(source, bytes):
-                    digest = ingest.copy_bytes(source, out)
-                else:
-                    digest = ingest.copy_stream(source, out, progress)
-                return self._publish(staged, out, digest, expected)
+                return self._adopt_file(_Incoming(source, fd), session, terms)
+        if isinstance(source, bytes):
+            source = io.BytesIO(source)
+        if terms.expected is not None and self._is_stored(terms.expected, terms.size):
+            return self._reuse(terms.expected)
+        with os_errors("store a blob in", self.folder), _create(session) as (staged, out):
+            digest = ingest.copy_stream(source, out, terms.size, terms.progress)
+            return self._publish(staged, out, digest, terms)
 
-    def _adopt_file(
-        self, path: Path, fd: int, session: Session, expected: Digest | None, progress: Progress | None, link: bool
-    ) -> Put:
-        before = os.fstat(fd)
-        with os_errors("store", path):
-            if self._has_twin(fd, before.st_size):
-                digest = ingest.hash_file(fd, progress)
-                _check(digest, expected, path)
-                if self.has(digest):
-                    self.renew(digest)
-                    return Put(digest, before.st_size, existed=True)
-            staged = session.path()
-            if link and _link(path, fd, staged):
-                return self._publish(staged, fd, ingest.hash_file(fd, progress), expected, linked=True)
-            ingest.check_room(staged.parent, fd)
-            with _create(staged) as out:
-                digest = ingest.copy_file(fd, out, progress)
-                _check_unchanged(path, before, os.fstat(fd))
-                return self._publish(staged, out, digest, expected)
+    def _adopt_file(self, file: _Incoming, session: Session, terms: Terms) -> Put:
+        if terms.expected is not None and self._is_stored(terms.expected, file.size):
+            return self._reuse(terms.expected)
+        with os_errors(f"store {file.path} in", self.folder):
+            if file.size >= SMALL and self._has_twin(file):
+                digest = file.check(ingest.hash_file(file.fd, terms.progress))
+                if self._is_stored(digest, file.size):
+                    return self._reuse(digest)
+            return self._stage(file, session, terms)
 
-    def _publish(self, staged: Path, fd: int, digest: Digest, expected: Digest | None, linked: bool = False) -> Put:
+    def _stage(self, file: _Incoming, session: Session, terms: Terms) -> Put:
+        with _create(session) as (staged, out):
+            if ingest.clone(file.fd, out):
+                digest = ingest.hash_file(out, terms.progress)
+            elif terms.link and _link(file, linked := session.path()):
+                digest = file.check(ingest.hash_file(file.fd, terms.progress))
+                return self._publish(linked, file.fd, digest, terms, mode=None)
+            else:
+                digest = file.check(ingest.copy_file(file.fd, out, terms.progress))
+            return self._publish(staged, out, digest, terms)
+
+    def _reuse(self, digest: Digest) -> Put:
+        self.renew(digest)
+        return Put(digest, self.stat(digest).st_size, existed=True)
+
+    def _publish(self, staged: Path, fd: int, digest: Digest, terms: Terms, mode: int | None = 0o444) -> Put:
         """From here on the blob is either whole, synced and under its name, or not there."""
-        _check(digest, expected, staged)
+        if terms.expected not in (None, digest):
+            raise Mismatch(f"expected {terms.expected}, got {digest}: the bytes are not what was promised")
         size = os.fstat(fd).st_size
         if self._is_stored(digest, size):
-            staged.unlink()
-            self.renew(digest)
-            return Put(digest, size, existed=True)
-        if not linked:  # a linked file keeps its mode: it is the user's as well
-            os.fchmod(fd, 0o444)
+            return self._reuse(digest)
+        if mode is not None:  # a linked file keeps its own: it is the user's as well
+            os.fchmod(fd, mode)
         os.fsync(fd)
         make_folder(self.folder)
-        with os_errors("store", self.path(digest)):
-            staged.rename(self.path(digest))
-            sync_folder(self.folder)
+        staged.rename(self.path(digest))
+        sync_folder(self.folder)
         return Put(digest, size, existed=False)
 
-    def _is_stored(self, digest: Digest, size: int) -> bool:
-        """Whether the blob is there with the size it must have; what is truncated or a link gets replaced."""
+    def _is_stored(self, digest: Digest, size: int | None) -> bool:
+        """Whether the blob is there, with the size it must have if that is known; what is cut short or no regular file
+        gets replaced."""
         try:
-            return self.stat(digest).st_size == size
+            found = self.stat(digest).st_size
         except (NotFound, Corrupt):
             return False
+        return size is None or found == size
 
-    def _has_twin(self, fd: int, size: int) -> bool:
-        """Whether a blob of this size starts, goes on and ends like the file: then it is worth hashing before copying.
-        Models that differ share a size (all fine-tunes of a base do) but not these samples."""
+    def _has_twin(self, file: _Incoming) -> bool:
+        """Whether some blob has the file's size and the same bytes at five places: then it is hashed before anything is
+        copied, so that storing a base again writes nothing. Fine-tunes share a size, not these bytes."""
         for entry, digest in self.names():
-            if digest is None or not entry.is_file(follow_symlinks=False):
-                continue
-            if entry.stat(follow_symlinks=False).st_size == size and self._is_alike(fd, digest, size):
+            if digest and entry.is_file(follow_symlinks=False) and self._is_alike(file, entry, digest):
                 return True
         return False
 
-    def _is_alike(self, fd: int, digest: Digest, size: int) -> bool:
+    def _is_alike(self, file: _Incoming, entry: os.DirEntry[str], digest: Digest) -> bool:
+        places = [file.size * quarter // 4 for quarter in range(4)] + [file.size - _SAMPLE]
         try:
+            if entry.stat(follow_symlinks=False).st_size != file.size:
+                return False
             with self.open(digest) as blob:
-                return all(
-                    os.pread(fd, _SAMPLE, at) == os.pread(blob.fileno(), _SAMPLE, at)
-                    for at in (0, size // 4, size // 2, size * 3 // 4, max(0, size - _SAMPLE))
-                )
+                return all(os.pread(file.fd, _SAMPLE, at) == os.pread(blob.fileno(), _SAMPLE, at) for at in places)
         except (OSError, StoreError):
             return False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a `put` asks for, see `Store.put`."""
+
+    expected: Digest | None = None
+    size: int | None = None
+    progress: Progress | None = None
+    link: bool = False
+
+
+class _Incoming:
+    """A regular file on its way in, as it was when it was opened."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self.fd = path, fd
+        self._before = os.fstat(fd)
+        self.size = self._before.st_size
+
+    def check(self, digest: Digest) -> Digest:
+        """The digest, provided that nobody wrote to the file while it was read."""
+        now = os.fstat(self.fd)
+        if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            raise BadSource(f"{self.path} changed while it was read", hint="try again when nobody writes to it")
+        return digest
 
 
 def digest_of(filename: str) -> Digest | None:
@@ -210,38 +231,28 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _create(staged: Path) -> Iterator[int]:
-    """A new file, which is gone again if it was not renamed away by the end of the block."""
+def _create(session: Session) -> Iterator[tuple[Path, int]]:
+    """A new staged file, open; gone at the end of the block unless it was renamed into its place."""
+    staged = session.path()
     fd = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        yield fd
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+        yield staged, fd
     finally:
         os.close(fd)
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
-def _link(path: Path, fd: int, staged: Path) -> bool:
-    """A hard link to the very file that is open as `fd`; False where there can be none."""
+def _link(file: _Incoming, staged: Path) -> bool:
+    """A hard link to the very file that is open; False where there can be none."""
     try:
-        os.link(path, staged)
+        os.link(file.path, staged)
     except OSError:
         return False
-    if os.path.samestat(staged.lstat(), os.fstat(fd)):
+    if os.path.samestat(staged.lstat(), os.fstat(file.fd)):
         return True
     staged.unlink()  # `path` is a symbolic link, or names another file by now
     return False
-
-
-def _check(digest: Digest, expected: Digest | None, where: Path) -> None:
-    if expected is not None and digest != expected:
-        raise Mismatch(f"expected {expected}, got {digest}: the bytes are not what was promised ({where.name})")
-
-
-def _check_unchanged(path: Path, before: os.stat_result, after: os.stat_result) -> None:
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise BadSource(f"{path} changed while it was read", hint="try again when nobody writes to it")
 
 
 def kind(mode: int) -> str:

@@ -4,6 +4,7 @@ StoreError
   InvalidName        not a model name
   InvalidDigest      not a digest
   NotFound           no such name, pin or blob
+  Exists             the name is taken by another model
   Corrupt            something in the store is not what its name or manifest says
     Mismatch         bytes on their way in do not hash to the digest they were promised under
   BadSource          the file to be stored cannot be read, or is not a regular file
@@ -44,6 +45,10 @@ class InvalidDigest(StoreError):
 
 
 class NotFound(StoreError):
+    pass
+
+
+class Exists(StoreError):
     pass
 
 
@@ -100,6 +105,8 @@ def translate(error: OSError, doing: str, where: Path) -> StoreError:
         return ReadOnly(message, hint="models can be listed and run from here, not created or removed")
     if error.errno in (errno.EACCES, errno.EPERM):
         return Denied(message + _owned_by(where), hint="run as that user, or point MODELCTL_HOME to a folder of yours")
+    if error.errno == errno.EXDEV:
+        return StoreError(message, hint="all folders of a store must lie on one file system: move it as a whole")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidName(message, hint="use a shorter model name")
     return StoreError(message, hint="check the disk, then try again")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .digest import Digest
-from .errors import FULL, BadSource, NoSpace
+from .errors import FULL, BadSource, Mismatch
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when unknown)
 
@@ -97,35 +97,41 @@ def hash_file(fd: int, progress: Progress | None = None) -> Digest:
         return hasher.digest()
 
 
-def copy_bytes(data: bytes, out: int) -> Digest:
-    _write(out, memoryview(data), 0)
-    return Digest.of(data)
-
-
-def copy_stream(source: BinaryIO, out: int, progress: Progress | None = None) -> Digest:
-    """From anything that can only be read once; `NoSpace` and other `OSError`s of the reading end are the caller's."""
+def copy_stream(source: BinaryIO, out: int, size: int | None, progress: Progress | None = None) -> Digest:
+    """From anything that can only be read once. `size`: how many bytes it should come to."""
     done = 0
+    _check_room(out, size or 0)
     with Hasher() as hasher:
         while data := source.read(CHUNK):
             hasher.update(memoryview(data))
             _write(out, memoryview(data), done)
             done += len(data)
             if progress:
-                progress(done, 0)
-        return hasher.digest()
+                progress(done, size or 0)
+        digest = hasher.digest()
+    if size not in (None, done):
+        raise Mismatch(f"expected {size} bytes, got {done}: the data was cut short or changed on its way")
+    return digest
+
+
+def clone(source: int, out: int) -> bool:
+    """`out` shares all extents with `source` (FICLONE): no bytes copied, no space taken. False where there is none."""
+    try:
+        fcntl.ioctl(out, FICLONE, source)
+    except OSError as error:
+        if error.errno in FULL or error.errno == errno.EIO:
+            raise
+        return False
+    return True
 
 
 def copy_file(source: int, out: int, progress: Progress | None = None) -> Digest:
-    """From a regular file: shared extents (FICLONE) where the file system can, else `copy_file_range`, else read and
-    write. Holes stay holes."""
-    before = os.fstat(source)
-    if _clone(source, out):
-        return hash_file(out, progress)
-    size = before.st_size
+    """From a regular file, by `copy_file_range` where that works, else read and write. Holes stay holes."""
+    size, done = os.fstat(source).st_size, 0
+    _check_room(out, os.fstat(source).st_blocks * 512)
     os.ftruncate(out, size)
     copier = _Copier(source, out)
     buffers = Buffers(size)
-    done = 0
     with Hasher() as hasher:
         for end, is_hole in _extents(source, size):
             while done < end:
@@ -138,26 +144,12 @@ def copy_file(source: int, out: int, progress: Progress | None = None) -> Digest
         return hasher.digest()
 
 
-def check_room(folder: Path, source: int) -> None:
-    """`NoSpace` before the first byte is written rather than after the last that fitted."""
-    needed = os.fstat(source).st_blocks * 512
-    disk = os.statvfs(folder)
+def _check_room(out: int, needed: int) -> None:
+    """Refuses before the first byte is written rather than after the last that fitted."""
+    disk = os.fstatvfs(out)
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
-        raise NoSpace(
-            f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free in {folder}",
-            hint="free some space (`modelctl gc` frees what no model needs), then try again",
-        )
-
-
-def _clone(source: int, out: int) -> bool:
-    try:
-        fcntl.ioctl(out, FICLONE, source)
-    except OSError as error:
-        if error.errno in FULL or error.errno == errno.EIO:
-            raise
-        return False
-    return True
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
 
 
 class _Copier:

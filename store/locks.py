@@ -17,9 +17,10 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,32 +50,77 @@ class Session:
     def __init__(self, staging: Path) -> None:
         self._staging = staging
         self._count = itertools.count()
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._lock = -1
 
     def open(self) -> Path:
         """The folder, made and locked."""
-        while self._folder is None:
+        while self.folder is None:
             self._staging.mkdir(parents=True, exist_ok=True)
             folder = self._staging / f"{os.getpid()}.{int(time.time())}.{command()}.{secrets.token_hex(4)}"
             folder.mkdir()
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             if os.fstat(self._lock).st_nlink:  # else a sweep came between mkdir and flock
-                self._folder = folder
+                self.folder = folder
             else:
                 os.close(self._lock)
-        return self._folder
+        return self.folder
 
     def path(self) -> Path:
         """A fresh path to stage one file at."""
         return self.open() / str(next(self._count))
 
     def close(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock)
-            self._folder = None
+            self.folder = None
+
+
+class SharedHold:
+    """A writer's hold on the store, joined by nested calls and other threads of the process; the last one frees it."""
+
+    def __init__(self, take: Callable[[], AbstractContextManager[Session]]) -> None:
+        self._take = take
+        self._mutex = threading.Lock()
+        self._n_users = 0
+        self._taken: list[ExitStack] = []
+        self._session: Session | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[Session]:
+        session = self._join() or self._enter()
+        try:
+            yield session
+        finally:
+            self._leave()
+
+    def _join(self) -> Session | None:
+        with self._mutex:
+            if self._n_users:
+                self._n_users += 1
+                return self._session
+        return None
+
+    def _enter(self) -> Session:
+        """Waits outside the mutex, so that every thread has its own patience; two that come at once both hold it."""
+        stack = ExitStack()
+        session = stack.enter_context(self._take())
+        with self._mutex:
+            self._taken.append(stack)
+            self._n_users += 1
+            self._session = session
+        return session
+
+    def _leave(self) -> None:
+        with self._mutex:
+            self._n_users -= 1
+            done = [] if self._n_users else self._taken
+            if done:
+                self._taken, self._session = [], None
+        for stack in done:
+            stack.close()
 
 
 @contextmanager

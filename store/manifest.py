@@ -86,7 +86,11 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Reads OCI and Docker (Ollama's) image manifests. Raises `Corrupt`."""
-        value = parse_json(data, "manifest")
+        return cls.from_json(parse_json(data, "manifest"))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> Manifest:
+        """Raises `Corrupt`."""
         if value.get("schemaVersion") != 2:
             raise Corrupt(f"expected a manifest of schemaVersion 2, got {value.get('schemaVersion')!r:.40}")
         if value.get("mediaType", media.MANIFEST) not in (media.MANIFEST, media.DOCKER_MANIFEST):
@@ -111,7 +115,7 @@ def parse_json(data: bytes, what: str) -> dict[str, object]:
     return value
 
 
-def _annotations(value: dict[str, object]) -> Mapping[str, str]:
+def _annotations(value: Mapping[str, object]) -> Mapping[str, str]:
     found = value.get("annotations") or {}
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise Corrupt("annotations must map text to text")

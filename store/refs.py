@@ -6,9 +6,11 @@ name alive and reachable as `name@sha256:…` after the name has moved on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from .locks import Session
 from .manifest import Layer, parse_json
 from .names import ModelName
 
-_LIMIT = 4096
+_LIMIT = 4096  # bytes of a ref file; 150 are usual
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Entry:
     name: ModelName
     path: Path
     modified: float
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder of names that cannot be listed: nobody knows which models are in it."""
+
+    path: Path
+    problem: str
 
 
 class Refs:
@@ -44,62 +54,6 @@ class Refs:
             path = _match(path, part)
         return path
 
-    def read(self, path: Path) -> Layer:
-        """The descriptor of the manifest a ref file points at. Raises `NotFound` or `Corrupt`."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"nothing at {path}") from None
-        except OSError as error:
-            raise Corrupt(f"{path} cannot be read: {error.strerror}") from error
-        try:
-            data = os.read(fd, _LIMIT)
-        except OSError as error:
-            raise Corrupt(f"{path} cannot be read: {error.strerror}") from error
-        finally:
-            os.close(fd)
-        try:
-            return Layer.from_json(parse_json(data, "name file"))
-        except Corrupt as error:
-            raise Corrupt(f"{path} is damaged: {error.message}", hint="create the model again") from None
-
-    def write(self, name: ModelName, manifest: Layer, session: Session) -> Path:
-        """The name points at the manifest, durably. On failure it points where it did."""
-        path = self.locate(name)
-        with os_errors("write", path):
-            before = _bytes(path)
-            make_folder(path.parent)
-            staged = session.path()
-            _write_synced(staged, json.dumps(manifest.to_json()).encode())
-            staged.rename(path)
-            _confirm(path, before)
-        return path
-
-    def remove(self, path: Path) -> None:
-        """The file is not there, durably; folders it leaves empty go too. On failure it is there as before."""
-        with os_errors("remove", path):
-            before = _bytes(path)
-            path.unlink(missing_ok=True)
-            _confirm(path, before)
-        for folder in path.parents:
-            if folder == self.root:
-                break
-            try:
-                folder.rmdir()
-            except OSError:
-                break
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file with a valid name where a ref can be. Never follows a link."""
-        for path, entry in _walk(self.root, self._depth):
-            name = _name(path.relative_to(self.root).parts)
-            if name is not None and not entry.is_dir(follow_symlinks=False):
-                try:
-                    modified = entry.stat(follow_symlinks=False).st_mtime
-                except OSError:
-                    continue  # removed meanwhile
-                yield Entry(name, path, modified)
-
     def entry(self, path: Path) -> Entry:
         """The entry at a path that `locate` gave. Raises `NotFound`."""
         name = _name(path.relative_to(self.root).parts)
@@ -111,14 +65,92 @@ class Refs:
             raise NotFound(f"nothing at {path}")
         return Entry(name, path, modified)
 
+    def read(self, path: Path) -> Layer:
+        """The descriptor of the manifest a ref file points at. Raises `NotFound` or `Corrupt`."""
+        try:
+            data = _read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"nothing at {path}") from None
+        except OSError as error:
+            raise Corrupt(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            return Layer.from_json(parse_json(data, "file"))
+        except Corrupt as error:
+            raise Corrupt(f"{path} is damaged: {error.message}", hint="create the model again") from None
+
+    def write(self, name: ModelName, manifest: Layer, session: Session) -> Path:
+        """The name points at the manifest, durably. On failure it points where it did."""
+        path = self.locate(name)
+        with os_errors("write", path):
+            before = _before(path)
+            make_folder(path.parent)
+            _replace(path, json.dumps(manifest.to_json()).encode(), session)
+            try:
+                self._sync_up(path)
+            except OSError:
+                _restore(path, before, session)
+                raise
+        return path
+
+    def remove(self, path: Path, session: Session) -> None:
+        """The file is not there, durably; folders it leaves empty go too. On failure it is there as before."""
+        with os_errors("remove", path):
+            before = _before(path)
+            path.unlink(missing_ok=True)
+            try:
+                sync_folder(path.parent)
+            except OSError:
+                _restore(path, before, session)
+                raise
+        self._remove_empty(path.parent)
+
+    def entries(self) -> Iterator[Entry | Unreadable]:
+        """Every file with a valid name where a ref can be. Never follows a link."""
+        for found in _walk(self.root, self._depth):
+            if isinstance(found, Unreadable):
+                yield found
+                continue
+            path = Path(found.path)
+            name = _name(path.relative_to(self.root).parts)
+            if name is not None and not found.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    yield Entry(name, path, found.stat(follow_symlinks=False).st_mtime)
+
     def foreign(self) -> Iterator[Path]:
-        """What lies in the tree and is no ref: bad names, folders too deep, files too high up."""
+        """What lies in the tree and is no ref: bad names, folders too deep, files too high up, links."""
         for depth in range(1, self._depth + 1):
-            for path, entry in _walk(self.root, depth):
+            for found in _walk(self.root, depth):
+                if isinstance(found, Unreadable):
+                    continue
                 is_leaf = depth == self._depth
-                misplaced = entry.is_dir(follow_symlinks=False) == is_leaf
-                if misplaced or (is_leaf and _name(path.relative_to(self.root).parts) is None):
-                    yield path
+                misplaced = found.is_symlink() or found.is_dir(follow_symlinks=False) == is_leaf
+                if misplaced or (is_leaf and _name(Path(found.path).relative_to(self.root).parts) is None):
+                    yield Path(found.path)
+
+    def folders(self) -> Iterator[Path]:
+        """The tree's folders, deepest first."""
+        for depth in range(self._depth - 1, 0, -1):
+            for found in _walk(self.root, depth):
+                if not isinstance(found, Unreadable) and found.is_dir(follow_symlinks=False):
+                    yield Path(found.path)
+        if self.root.is_dir():
+            yield self.root
+
+    def _sync_up(self, path: Path) -> None:
+        """Every folder down to the ref is on disk, whoever made it: a process that made one may have died before it
+        could sync it."""
+        for folder in path.parents:
+            sync_folder(folder)
+            if folder == self.root.parent:
+                break
+
+    def _remove_empty(self, folder: Path) -> None:
+        while folder != self.root:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
 
 
 def _parts(name: ModelName) -> tuple[str, ...]:
@@ -145,64 +177,64 @@ def _match(folder: Path, part: str) -> Path:
             names = []
         path = folder / next((name for name in names if name.lower() == part.lower()), part)
     if path.is_symlink():
-        raise Corrupt(f"{path} is a symbolic link, which a store never has", hint="remove it")
+        raise Corrupt(f"{path} is a symbolic link, which a store never has", hint="see `modelctl verify --repair`")
     return path
 
 
-def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """The entries exactly `depth` levels down."""
+def _walk(folder: Path, depth: int) -> Iterator[os.DirEntry[str] | Unreadable]:
+    """The entries exactly `depth` levels down. A folder that is gone is empty; one that cannot be read is not: gc would
+    take its models for garbage."""
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Unreadable(folder, f"{folder} cannot be listed: {error.strerror}")
         return
     for entry in entries:
         if depth == 1:
-            yield Path(entry.path), entry
+            yield entry
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), depth - 1)
 
 
-def _bytes(path: Path) -> bytes | None:
+def _read(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _LIMIT)
+    finally:
+        os.close(fd)
+
+
+def _before(path: Path) -> bytes | None:
     """The file as it is, to be able to take a change back; None if there is none."""
     try:
-        return path.read_bytes()
+        return _read(path)
     except FileNotFoundError:
         return None
     except IsADirectoryError:
         raise InvalidName(f"{path} is a folder", hint="a name cannot be both a model and a folder of models") from None
 
 
-def _confirm(path: Path, before: bytes | None) -> None:
-    """Syncs the folder. Where the disk refuses, the caller will report a failure, so the change is taken back."""
-    try:
-        sync_folder(path.parent)
-    except OSError:
-        _restore(path, before)
-        raise
-
-
-def _restore(path: Path, before: bytes | None) -> None:
-    try:
+def _restore(path: Path, before: bytes | None, session: Session) -> None:
+    with suppress(OSError):  # the disk is failing; the error that brought us here is the one to report
         if before is None:
             path.unlink(missing_ok=True)
         else:
-            undo = path.with_name(f".{path.name}.undo")
-            _write_synced(undo, before)
-            undo.rename(path)
-    except OSError:
-        pass  # the disk is failing; the error that brought us here is the one to report
+            _replace(path, before, session)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+def _replace(path: Path, data: bytes, session: Session) -> None:
+    staged = session.path()
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        written = os.write(fd, data)
-        if written != len(data):
-            raise OSError(28, "the disk took only part of it")
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(fd)
     finally:
         os.close(fd)
+    staged.rename(path)
 
 
 def missing(name: ModelName) -> NotFound:

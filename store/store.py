@@ -2,6 +2,7 @@
 
 On disk, under one root:
 
+    format                                         the layout's version; a newer one is read, not written
     blobs/sha256-<hex>                             immutable, read-only
     refs/<host>/<namespace>/<model>/<tag>          which manifest blob a name points at; the only mutable files
     pins/<host>/<namespace>/<model>/<tag>/<blob>   manifests kept for `name@sha256:…`
@@ -17,21 +18,21 @@ state or the new one, and litter that gc takes away.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import locks, media
-from .blobs import READ_LIMIT, Blobs, Put, Source, make_folder
+from .blobs import READ_LIMIT, Blobs, Put, Source, Terms, make_folder
 from .digest import Digest
 from .errors import Corrupt, NotFound, ReadOnly, StoreError, os_errors
 from .ingest import Progress
-from .locks import Session, Waiting
+from .locks import Session, SharedHold, Waiting
 from .manifest import MAX_BYTES, Layer, Manifest
 from .names import ModelName
-from .refs import Entry, Refs, missing
+from .refs import Entry, Refs, Unreadable, missing
 
+FORMAT = 1
 PATIENCE = 60.0  # seconds a command waits for another one before it gives up and says whom it waited for
 
 
@@ -47,9 +48,9 @@ class Ref:
 
 @dataclass(frozen=True)
 class Damage:
-    """A name that cannot be resolved, where it lies, and why."""
+    """A name that cannot be resolved, or (`name` is None) a folder of names that cannot be read: where, and why."""
 
-    name: ModelName
+    name: ModelName | None
     path: Path
     problem: str
 
@@ -70,21 +71,28 @@ class Store:
         self.quarantine = self.root / "quarantine"
         self._patience = patience
         self._waiting = waiting
-        self._session: ContextVar[Session | None] = ContextVar("session", default=None)
+        self._writing = SharedHold(self._shared)
 
     # blobs
 
     def put(
-        self, source: Source, *, expected: Digest | None = None, progress: Progress | None = None, link: bool = False
+        self,
+        source: Source,
+        *,
+        expected: Digest | None = None,
+        size: int | None = None,
+        progress: Progress | None = None,
+        link: bool = False,
     ) -> Put:
         """The bytes of `source` are stored, without implying that this call did it.
 
-        A path is read once and copied as cheaply as the file system can; `link=True` makes the blob a hard link to the
-        file where possible, which ties the model to that file never being changed in place. `expected` is the digest
-        the bytes must have (`Mismatch` otherwise); if it is stored already, `source` is not read.
+        A path is read once and copied as cheaply as the file system can; `link=True` allows a hard link where it has no
+        reflinks, which ties the model to nobody ever changing that file in place. `expected` is the digest the bytes
+        must have (`Mismatch` otherwise); if it is stored already, `source` is not read. `size`, if it is known, is how
+        many bytes a stream must have.
         """
         with self.writing() as session:
-            return self.blobs.adopt(source, session, expected=expected, progress=progress, link=link)
+            return self.blobs.adopt(source, session, Terms(expected, size, progress, link))
 
     def blob(self, digest: Digest) -> Path:
         """The absolute path of a stored blob. Raises `NotFound`, or `Corrupt` when it is not a regular file."""
@@ -106,25 +114,27 @@ class Store:
         Raises `InvalidName`, `NotFound`, or `Corrupt`.
         """
         wanted = _parsed(name)
-        for _ in range(3):  # a name that is rewritten while its old manifest is swept is there on the second look
-            entry = self._entry(wanted)
-            try:
-                return self._load(entry)
-            except NotFound as error:
-                lost = error
-        raise Corrupt(
-            f"model {wanted.short!r} is damaged: {lost.message}", hint="run `modelctl verify`, or create it again"
-        )
+        if wanted.digest is not None:
+            return self._resolve_pinned(wanted, wanted.digest)
+        try:
+            return self.load(self.refs, self.refs.locate(wanted))
+        except NotFound:
+            raise missing(wanted) from None
 
     def write(self, name: str | ModelName, manifest: Manifest) -> Ref:
         """The name points at the manifest. Every blob it lists must be stored already, with the size it says."""
-        target = _parsed(name)
-        if target.digest is not None:
-            raise StoreError(f"{target.short} is pinned and cannot be written", hint="leave out the @sha256:…")
         with self.writing():
             self.check_layers(manifest)
-            stored = self.put(manifest.to_bytes())
-            return self.point(target, stored.digest)
+            return self.point(name, self.put(manifest.to_bytes()).digest)
+
+    def point(self, name: str | ModelName, manifest: Digest) -> Ref:
+        """The name points at a manifest that is stored already, with all its blobs."""
+        target = _parsed(name)
+        if target.digest is not None:
+            raise StoreError(f"{target.short} is pinned and cannot change", hint="leave out the @sha256:…")
+        with self.writing() as session, self._changing_names():
+            path = self.refs.write(target, self._descriptor(manifest), session)
+            return self.load(self.refs, path)
 
     def remove(self, name: str | ModelName) -> None:
         """The name (or the pin, for a pinned name) is not in the store; its blobs are gc's business.
@@ -133,33 +143,66 @@ class Store:
         """
         wanted = _parsed(name)
         refs = self.pins if wanted.digest else self.refs
-        with self.writing(), self._changing_names():
+        with self.writing() as session, self._changing_names():
             path = refs.locate(wanted)
             if not path.is_file():
                 raise missing(wanted)
-            refs.remove(path)
+            refs.remove(path, session)
 
     def copy(self, source: str | ModelName, destination: str | ModelName) -> Ref:
         """The destination points at the source's manifest."""
         with self.writing():
             found = self.resolve(source)
             self.check_layers(found.manifest)
-            return self.point(_parsed(destination), found.digest)
+            return self.point(destination, found.digest)
+
+    def pin(self, name: str | ModelName) -> Ref:
+        """What the name points at now stays, as `name@sha256:…`, whatever becomes of the name. `remove` undoes it."""
+        with self.writing() as session, self._changing_names():
+            found = self.resolve(name)
+            path = self.pins.write(replace(found.name, digest=found.digest), self._descriptor(found.digest), session)
+            return self.load(self.pins, path)
 
     def list(self) -> list[Ref]:
         """Every model, newest first. Damaged ones are left out; `damaged()` has them."""
-        return sorted((found for found in self._all() if isinstance(found, Ref)), key=lambda ref: -ref.modified)
+        return sorted((found for found in self.all(self.refs) if isinstance(found, Ref)), key=lambda ref: -ref.modified)
+
+    def pinned(self) -> tuple[Ref, ...]:
+        """Every pin, by name."""
+        return tuple(found for found in self.all(self.pins) if isinstance(found, Ref))
 
     def damaged(self) -> tuple[Damage, ...]:
-        """The names that `list` leaves out."""
-        return tuple(found for found in self._all() if isinstance(found, Damage))
+        """The names and pins that `list` and `pinned` leave out."""
+        return tuple(found for refs in (self.refs, self.pins) for found in self.all(refs) if isinstance(found, Damage))
 
-    def point(self, name: ModelName, manifest: Digest) -> Ref:
-        """The name points at a manifest that is stored already."""
-        with self.writing() as session, self._changing_names():
-            size = self.blobs.stat(manifest).st_size
-            path = self.refs.write(name.unpinned, Layer(media.MANIFEST, manifest, size), session)
-            return self._load(self.refs.entry(path))
+    def all(self, refs: Refs) -> Iterator[Ref | Damage]:
+        """Every entry of one tree, whole or damaged."""
+        for entry in refs.entries():
+            if isinstance(entry, Unreadable):
+                yield Damage(None, entry.path, entry.problem)
+                continue
+            try:
+                yield self.load(refs, entry.path)
+            except NotFound:
+                pass  # removed meanwhile
+            except StoreError as error:
+                yield Damage(entry.name, entry.path, error.message)
+
+    def load(self, refs: Refs, path: Path) -> Ref:
+        """What a ref file points at. Raises `NotFound` if there is no such file, `Corrupt` for anything else."""
+        entry = refs.entry(path)
+        digest = refs.read(path).digest
+        try:
+            manifest = Manifest.from_bytes(self.read(digest, MAX_BYTES))
+        except NotFound as error:
+            if refs.read(path).digest != digest:  # rewritten since, and the old manifest swept
+                return self.load(refs, path)
+            raise _damaged(entry, error.message) from None
+        except Corrupt as error:
+            raise _damaged(entry, error.message) from None
+        if entry.name.digest not in (None, digest):
+            raise _damaged(entry, f"{path} points at {digest}")
+        return Ref(entry.name, digest, manifest, entry.modified)
 
     def check_layers(self, manifest: Manifest) -> None:
         """Raises `NotFound` or `Corrupt` for the first blob that is missing or has another size."""
@@ -168,120 +211,90 @@ class Store:
             if size != layer.size:
                 raise Corrupt(f"blob {layer.digest} has {size} bytes, its manifest says {layer.size}")
 
+    def _descriptor(self, manifest: Digest) -> Layer:
+        return Layer(media.MANIFEST, manifest, self.blobs.stat(manifest).st_size)
+
+    def _resolve_pinned(self, wanted: ModelName, digest: Digest) -> Ref:
+        with suppress(NotFound, Corrupt):
+            found = self.load(self.refs, self.refs.locate(wanted.unpinned))
+            if found.digest == digest:
+                return replace(found, name=replace(found.name, digest=digest))
+        try:
+            return self.load(self.pins, self.pins.locate(wanted))
+        except NotFound:
+            raise NotFound(f"no model {wanted.short!r}", hint="`modelctl pin` shows what is pinned") from None
+
     # locks
 
-    @contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self) -> AbstractContextManager[Session]:
         """Held around the puts and the write of one create: no gc runs meanwhile. Within it, calls join in."""
-        session = self._session.get()
-        if session is not None:
-            yield session
-            return
-        with self._locked(exclusive=False), self._new_session() as session:
-            token = self._session.set(session)
-            try:
-                yield session
-            finally:
-                self._session.reset(token)
+        return self._writing.held()
 
     @contextmanager
-    def collecting(self, patience: float | None = None) -> Iterator[None]:
-        """Held by gc: no writer lives meanwhile, so whatever is staged is litter."""
-        with self._locked(exclusive=True, patience=patience), self._new_session():
-            yield
+    def collecting(self) -> Iterator[Session]:
+        """Held by gc: no writer lives meanwhile, so whatever others staged is litter."""
+        with self._locked(exclusive=True), self._new_session() as session:
+            yield session
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Held around long reads: no gc runs meanwhile. A store that cannot be written has no gc to fear."""
         with ExitStack() as held:
-            try:
-                held.enter_context(self._locked(exclusive=False))
-                held.enter_context(self._new_session())
-            except ReadOnly:
-                pass
+            with suppress(ReadOnly):
+                held.enter_context(self._shared())
             yield
 
     @contextmanager
-    def _locked(self, *, exclusive: bool, patience: float | None = None) -> Iterator[None]:
+    def _shared(self) -> Iterator[Session]:
+        with self._locked(exclusive=False), self._new_session() as session:
+            yield session
+
+    @contextmanager
+    def _locked(self, *, exclusive: bool) -> Iterator[None]:
         with os_errors("open the store at", self.root):
             make_folder(self.root)
-        patience = self._patience if patience is None else patience
+        self._check_format()
         with ExitStack() as held:
-            with ExitStack() as queueing:
-                for name, stack in (("gate", queueing), ("lock", held)):
-                    stack.enter_context(
-                        locks.flocked(
-                            self.root / name,
-                            exclusive=exclusive,
-                            patience=patience,
-                            blame=self._blame,
-                            waiting=self._waiting,
-                        )
-                    )
+            with self._flocked("gate", exclusive):
+                held.enter_context(self._flocked("lock", exclusive))
             yield
+
+    def _changing_names(self) -> AbstractContextManager[None]:
+        return self._flocked("names", exclusive=True)
+
+    def _flocked(self, name: str, exclusive: bool) -> AbstractContextManager[None]:
+        path, patience = self.root / name, self._patience
+        return locks.flocked(path, exclusive=exclusive, patience=patience, blame=self._blame, waiting=self._waiting)
+
+    def _blame(self) -> str:
+        others = [str(holder) for _, holder, alive in locks.sessions(self.staging) if alive]
+        return " and ".join(others) or "another process"
 
     @contextmanager
     def _new_session(self) -> Iterator[Session]:
         session = Session(self.staging)
         try:
-            try:
+            with suppress(OSError):  # a full disk: removing must still work, and whoever stages a file will say so
                 session.open()
                 locks.sweep(self.staging)
-            except OSError:
-                pass  # a full disk: removing must still work, and whoever stages a file will say so
             yield session
         finally:
             session.close()
 
-    @contextmanager
-    def _changing_names(self) -> Iterator[None]:
-        with locks.flocked(
-            self.root / "names", exclusive=True, patience=self._patience, blame=self._blame, waiting=self._waiting
-        ):
-            yield
+    def _check_format(self) -> None:
+        path = self.root / "format"
+        with os_errors("read", path):
+            found = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else ""
+            if not found:
+                path.write_text(f"{FORMAT}\n", encoding="ascii")
+        if found.isdecimal() and int(found) > FORMAT:
+            raise ReadOnly(f"the store at {self.root} has format {found}, newer than {FORMAT}", hint="update modelctl")
 
-    def _blame(self) -> str:
-        others = [holder for _, holder, alive in locks.sessions(self.staging) if alive]
-        return " and ".join(map(str, others)) or "another process"
 
-    # reading names
-
-    def _entry(self, wanted: ModelName) -> Entry:
-        path = self.refs.locate(wanted.unpinned)
-        if wanted.digest is None:
-            return _existing(self.refs, path, wanted)
-        try:
-            if self.refs.read(path).digest == wanted.digest:
-                return _existing(self.refs, path, wanted)
-        except StoreError:
-            pass
-        return _existing(self.pins, self.pins.locate(wanted), wanted)
-
-    def _load(self, entry: Entry) -> Ref:
-        digest = self.refs.read(entry.path).digest
-        try:
-            manifest = Manifest.from_bytes(self.read(digest, MAX_BYTES))
-        except Corrupt as error:
-            raise Corrupt(f"model {entry.name.short!r} is damaged: {error.message}", hint=error.hint) from None
-        return Ref(entry.name, digest, manifest, entry.modified)
-
-    def _all(self) -> Iterator[Ref | Damage]:
-        for entry in self.refs.entries():
-            try:
-                yield self._load(entry)
-            except NotFound as error:
-                if entry.path.exists():
-                    yield Damage(entry.name, entry.path, error.message)
-            except StoreError as error:
-                yield Damage(entry.name, entry.path, error.message)
+def _damaged(entry: Entry, problem: str) -> Corrupt:
+    name = entry.name.short
+    return Corrupt(f"model {name!r} is damaged: {problem}", hint=f"create it again, or `modelctl rm {name}`")
 
 
 def _parsed(name: str | ModelName) -> ModelName:
     return name if isinstance(name, ModelName) else ModelName.parse(name)
-
-
-def _existing(refs: Refs, path: Path, wanted: ModelName) -> Entry:
-    try:
-        return refs.entry(path)
-    except NotFound:
-        raise missing(wanted) from None
