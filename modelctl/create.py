@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from modelctl import adapters, gguf_check, template
 from modelctl.errors import ModelctlError
 from modelctl.model import Model
-from modelctl.parser import Adapter, From, Modelfile, Node, Template
+from modelctl.parser import Adapter, From, Modelfile, Node, Template, warnings
 from modelctl.sources import locate, looks_like_path
 from modelctl.store import Layer, Manifest, NotFound, Ref, Store, StoreError, media
 
@@ -74,6 +74,8 @@ class _Build:
     report: Report
 
     def write(self, name: str) -> Ref:
+        for problem in warnings(self.modelfile):
+            self.report.warn(f"{problem.filename}:{problem.line}: {problem.message}")
         base = self._find_base()
         self._check_names(base)
         self._check_template()
@@ -206,11 +208,7 @@ class _Build:
             "draft": ", ".join(node.path for node in file.drafts),
             "capabilities": ", ".join(file.capabilities),
         }
-        kept = {key: value for key, value in said.items() if value}
-        for key in kept:
-            name = "CAPABILITY" if key == "capabilities" else key.upper()
-            self.report.warn(f"{name} is kept, but has no effect in modelctl")
-        return kept
+        return {key: value for key, value in said.items() if value}
 
     # the store
 

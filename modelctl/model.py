@@ -79,7 +79,7 @@ class Model:
     @classmethod
     def load(cls, store: Store, name: str) -> Model:
         """Raises `NotFound` for an unknown name, `BadRequest` for an impossible one, `ModelctlError` for damage."""
-        return cls.of(store, _resolve(store, name))
+        return cls.of(store, resolve(store, name))
 
     @classmethod
     def of(cls, store: Store, ref: Ref) -> Model:
@@ -175,7 +175,8 @@ def _check(name: str, value: object) -> Any:
     return [checked] if name == "stop" and isinstance(checked, str) else checked
 
 
-def _resolve(store: Store, name: str) -> Ref:
+def resolve(store: Store, name: str) -> Ref:
+    """What a name points at. Raises our errors, with the nearest name for a mistyped one."""
     try:
         return store.resolve(name)
     except (stores.InvalidName, stores.InvalidDigest) as error:

@@ -1,0 +1,129 @@
+"""modelctl info, modelctl help parameters, modelctl --version"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import modelctl
+from modelctl import config
+from modelctl.cli import background, term
+from modelctl.cli.options import Json
+from modelctl.errors import UsageError
+
+PANEL = "About"
+# In a process of its own: importing llama.cpp takes a while, and a broken build may end the process that does.
+_PROBE = "from modelctl.runner import llama; llama.start_backend(); print(llama.can_offload())"
+
+
+def register(app: typer.Typer) -> None:
+    app.callback()(_root)
+    app.command(rich_help_panel=PANEL)(info)
+    app.command("help", rich_help_panel=PANEL)(show_help)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"modelctl {modelctl.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def info(as_json: Json = False) -> None:
+    """Show versions, folders, the daemon, and whether llama.cpp can use a GPU here."""
+    settings = config.load()
+    client = background.answering(settings)
+    facts: dict[str, Any] = {
+        "version": modelctl.__version__,
+        "python": sys.version.split()[0],
+        "llama_cpp_python": _llama_version(),
+        "gpu_offload": _can_offload(),
+        "daemon": settings.address.url,
+        "daemon_version": client.version() if client else None,
+        "daemon_pid": background.running_pid(settings),
+        "models": str(settings.store_root),
+        "config": str(settings.config_path),
+        "log": str(settings.log_path),
+    }
+    if as_json:
+        term.print_json(facts)
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        term.say(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _llama_version() -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _can_offload() -> bool | None:
+    """None: llama.cpp could not be asked."""
+    try:
+        probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"True": True, "False": False}.get(probe.stdout.strip()) if probe.returncode == 0 else None
+
+
+def show_help(
+    context: typer.Context,
+    topic: Annotated[
+        list[str] | None, typer.Argument(metavar="TOPIC", help="a command, parameters or environment")
+    ] = None,
+) -> None:
+    """Help on a command, on `parameters`, or on the `environment`."""
+    if topic == ["parameters"]:
+        _help_parameters()
+    elif topic == ["environment"]:
+        _help_environment()
+    else:
+        _help_command(context, topic or [])
+
+
+def _help_parameters() -> None:
+    from modelctl import parser
+
+    rows = [tuple(row) for row in parser.table()]
+    term.table(("PARAMETER", "TYPE", "DEFAULT", "RANGE", "WHAT IT DOES"), rows)
+
+
+def _help_environment() -> None:
+    term.say("MODELCTL_HOME holds everything below one folder. Every other one may also stand in config.yaml, there")
+    term.say(f"without MODELCTL_ and in lower case: {config.load().config_path}\n")
+    rows = [(f"MODELCTL_{key.upper()}", setting.help) for key, setting in config.SETTINGS.items()]
+    term.table(("VARIABLE", "WHAT IT SETS"), rows)
+
+
+def _help_command(context: typer.Context, path: list[str]) -> None:
+    here = context.parent
+    assert here is not None
+    for name in path:
+        commands = getattr(here.command, "commands", {})
+        if name not in commands:
+            raise UsageError(
+                f"no help on {' '.join(path)!r}", hint=f"there is help on: {', '.join(commands)}, parameters"
+            )
+        here = commands[name].make_context(name, [], parent=here, resilient_parsing=True)
+    print(here.get_help())
