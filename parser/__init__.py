@@ -1,6 +1,7 @@
 """The Modelfile language: text -> frozen nodes -> text. Reads no files and knows nothing of the rest."""
 
-from .dump import dump
+from .advice import warnings
+from .dump import dump, tidy
 from .encoding import decode
 from .names import adapter_name
 from .nodes import (
@@ -21,7 +22,7 @@ from .nodes import (
     System,
     Template,
 )
-from .parameters import PARAMETERS, ParameterError, ParameterSpec, check_value
+from .parameters import PARAMETERS, ParameterError, ParameterSpec, Row, check_value, deprecated, table
 from .parse import parse
 from .source import ModelfileError, Problem
 
@@ -44,12 +45,17 @@ __all__ = [
     "Problem",
     "Renderer",
     "Requires",
+    "Row",
     "Span",
     "System",
     "Template",
     "adapter_name",
     "check_value",
     "decode",
+    "deprecated",
     "dump",
     "parse",
+    "table",
+    "tidy",
+    "warnings",
 ]

@@ -20,7 +20,7 @@ def adapter_name(path: str) -> str:
 
 
 def valid_name(text: str) -> str:
-    """`text` as an adapter name: accents dropped, anything else that a name may not hold as `-`."""
+    """`text` as an adapter name: accents dropped, `-` for anything else that a name may not hold."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     name = re.sub(r"[^a-zA-Z0-9_\-.:]+", "-", plain).strip("-.:")
     return name if reason_against(name) is None else f"adapter-{name}".rstrip("-")
@@ -31,9 +31,9 @@ def reason_against(name: str) -> str | None:
     if not ADAPTER_NAME.fullmatch(name):
         return "may hold only letters, digits and _ - . :"
     if name.isdigit():
-        return "must not be a number: 0, 1, 2 … already mean the first, second, third adapter"
+        return "must not be a number: 0, 1, 2 already mean the first, second and third adapter"
     if name.lower() == "none":
-        return "is taken: a mix of `none` is the bare base model"
+        return "is taken: the mix `none` is the bare base model"
     return None
 
 

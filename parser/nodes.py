@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from .names import adapter_name
-from .parameters import PARAMETERS, Value
+from .parameters import PARAMETERS, Scalar
 from .source import ModelfileError, Problem, Source
 
 
@@ -46,7 +46,7 @@ class Adapter(Node):
 @dataclass(frozen=True)
 class Parameter(Node):
     name: str
-    value: Value  # of the type that PARAMETERS says; a deprecated one keeps its text
+    value: Scalar  # of the type that PARAMETERS says; a deprecated one keeps its text
 
 
 @dataclass(frozen=True)
@@ -170,26 +170,20 @@ class Modelfile:
         return next((node.name for node in reversed(self.all(Parser))), None)
 
     @property
-    def parameters(self) -> dict[str, Value | list[str]]:
+    def parameters(self) -> dict[str, Scalar | list[str]]:
         """Deprecated parameters have no effect, so they are left out; `warnings` names them."""
-        values: dict[str, Value | list[str]] = {}
-        for node in self.all(Parameter):
-            if node.name == "stop":
-                values["stop"] = [*self._stops(values), str(node.value)]
-            elif not PARAMETERS[node.name].deprecated:
-                values[node.name] = node.value
+        given = [node for node in self.all(Parameter) if not PARAMETERS[node.name].deprecated]
+        values: dict[str, Scalar | list[str]] = {node.name: node.value for node in given}
+        if "stop" in values:
+            values["stop"] = [str(node.value) for node in given if node.name == "stop"]
         return values
-
-    @staticmethod
-    def _stops(values: dict[str, Value | list[str]]) -> list[str]:
-        stops = values.get("stop", [])
-        return stops if isinstance(stops, list) else []
 
     def error(self, node: Node, message: str, hint: str | None = None) -> ModelfileError:
         """An error to raise, located at `node`'s value: for what only the disk can tell, such as a missing file."""
         return ModelfileError([self.problem(node, message, hint)])
 
     def problem(self, node: Node, message: str, hint: str | None = None) -> Problem:
+        """The same as a value, for a warning. A node that was not parsed is nowhere in the file."""
         if node.span is None:
             return Problem(message, hint, self.filename)
         return Source(self.source, self.filename).problem(node.span.start, node.span.end, message, hint)

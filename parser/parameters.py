@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .literals import COMMENT_HINT, number_hint, read_float, read_int
+from .literals import number_hint, read_float, read_int
 from .names import nearest
-from .source import quoted
+from .source import clipped, quoted
+from .values import COMMENT_HINT
 
-Value = int | float | bool | str
+Scalar = int | float | bool | str
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234663852886e38  # the largest float32
 
@@ -27,8 +28,8 @@ class ParameterError(ValueError):
 @dataclass(frozen=True)
 class ParameterSpec:
     name: str
-    type: type[Value]
-    default: Value | None  # None: decided when the model is loaded; `stop`, the one that repeats, has no stops
+    type: type[Scalar]
+    default: Scalar | None  # None: decided when the model is loaded; `stop`, the one that repeats, has no stops
     low: float | None
     high: float | None
     help: str
@@ -105,12 +106,12 @@ _ALIASES = {
 }
 
 
-def check_value(name: str, value: object) -> Value | list[str]:
+def check_value(name: str, value: object) -> Scalar | list[str]:
     """`value` as parameter `name` takes it; a str is read as typed text, anything else must have the right type (a
     JSON number will do for int when it is whole). `stop` takes one text or a list. Raises `ParameterError`."""
     spec = find(name)
     if spec.deprecated:
-        return value if isinstance(value, Value) else str(value)
+        return value if isinstance(value, Scalar) else str(value)
     if spec.type is str:
         return _check_stops(name, value)
     return _in_range(spec, _READ[spec.type](name, value))
@@ -189,7 +190,7 @@ def _read_bool(name: str, value: object) -> bool:
     raise ParameterError(f"{name} takes true or false, not {_shown(value)}", hint)
 
 
-_READ: Mapping[type[Value], Callable[[str, object], Value]] = {int: _read_int, float: _read_float, bool: _read_bool}
+_READ: Mapping[type[Scalar], Callable[[str, object], Scalar]] = {int: _read_int, float: _read_float, bool: _read_bool}
 
 
 def _check_stops(name: str, value: object) -> str | list[str]:
@@ -199,17 +200,22 @@ def _check_stops(name: str, value: object) -> str | list[str]:
             raise ParameterError(f"{name} takes a text or a list of texts, not {_shown(text)}")
         if not text:
             raise ParameterError(f"{name} must not be empty: it would end every answer at once")
-    return value if isinstance(value, str) else texts
+    return value if isinstance(value, str) else [str(text) for text in texts]
 
 
-def _in_range(spec: ParameterSpec, value: Value) -> Value:
-    if spec.low is None or spec.high is None or isinstance(value, str) or spec.low <= value <= spec.high:
+def _in_range(spec: ParameterSpec, value: Scalar) -> Scalar:
+    if isinstance(value, str) or spec.low is None or spec.high is None or spec.low <= value <= spec.high:
         return value
-    kind = "a whole number" if spec.type is int else "a number"
-    span = f"from {spec.low:.12g} to {spec.high:.12g}" if spec.high != MAX_INT else f"of {spec.low:g} or more"
-    if value > MAX_INT == spec.high:
-        span = f"of at most {MAX_INT}"
-    raise ParameterError(f"{spec.name} takes {kind} {span}, not {_shown(value)}")
+    allowed = _range(spec) if spec.high == MAX_INT else f"from {_range(spec)}"
+    if value > spec.high == MAX_INT:
+        allowed = f"at most {MAX_INT}"
+    raise ParameterError(f"{spec.name} must be {allowed}, not {_shown(value)}", _range_hint(spec, value))
+
+
+def _range_hint(spec: ParameterSpec, value: float) -> str | None:
+    if spec.high == 1 and 1 < value <= 100:
+        return f"it is a share, not a percentage: write {value / 100:g} for {value:g} %"
+    return "1 turns it off" if spec.name == "repeat_penalty" else None
 
 
 def _shown(value: object) -> str:
@@ -217,4 +223,4 @@ def _shown(value: object) -> str:
         return quoted(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return clipped(str(value), 60) if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Where a value begins and ends: the rest of the line, `"…"` or `\"""…\"""`.
 
-A quote is closed by the first one of its kind that nothing but blanks follows on its line, so quotes inside a text need
-no escaping; there are no escapes. Quoted texts may span lines and are taken as they stand.
+A quote is closed by the first one of its kind that only blanks follow on its line, so quotes inside a text need no
+escaping; there are no escapes. Quoted texts may span lines and are taken as they stand.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .source import BLANKS, Mistake, Source, line_end, line_number
+from .source import BLANKS, Mistake, Source, line_end, line_number, skip_blanks
 
 NAMES = (
     "FROM",
@@ -25,14 +25,15 @@ NAMES = (
     "DRAFT",
     "CAPABILITY",
 )
-_NAMES = "|".join(NAMES)
+COMMENT_HINT = "a comment must stand on a line of its own"
 
-# A line inside a quoted text that itself opens a quote after an instruction's name. There the text before it was
-# meant to end. Lower-case names do not count: `from "x" …` is English.
+# A line inside a quoted text that itself opens a quote behind an instruction's name: the text before it was meant to
+# end. Lower-case names do not count, for `from "x" …` is English.
+_NAMES = "|".join(NAMES)
 _OPENING = {
     quote: re.compile(rf"(?<=[\r\n])[ \t]*(?P<name>{_NAMES})[ \t]+(?:\w+[ \t]+)?{quote}") for quote in ('"""', '"')
 }
-_INSTRUCTION = re.compile(rf"(?<=[\r\n])[ \t]*(?:{_NAMES})(?=[ \t])")
+_INSTRUCTION = re.compile(rf"(?<=[\r\n])[ \t]*(?:{_NAMES})(?=[ \t])", re.IGNORECASE)
 
 
 class Value(NamedTuple):
@@ -41,8 +42,8 @@ class Value(NamedTuple):
     end: int
     quote: str  # `"` or `\"""`, or empty
 
-    def at(self, start: int, end: int) -> Value:
-        """The part [start, end) of an unquoted value."""
+    def part(self, start: int, end: int) -> Value:
+        """text[start:end] of an unquoted value."""
         return Value(self.text[start:end], self.start + start, self.start + end, "")
 
 
@@ -65,51 +66,55 @@ def read_line(source: Source, pos: int) -> Value:
 def read_word(source: Source, pos: int) -> Value:
     """Up to the next blank or the end of the line."""
     line = read_line(source, pos)
-    return line.at(0, len(line.text.split(None, 1)[0]) if line.text else 0)
+    return line.part(0, len(line.text.split(None, 1)[0]) if line.text else 0)
 
 
-def skip_blanks(text: str, pos: int) -> int:
-    end = line_end(text, pos)
-    return end - len(text[pos:end].lstrip(BLANKS))
+def required(source: Source, first: int, pos: int, value: Value, wanted: str, example: str) -> Value:
+    """`value`, unless it is empty. The instruction's name stands at [first, pos)."""
+    if value.text.strip():
+        return value
+    start, end = (value.start, value.end) if value.quote else (first, pos)
+    raise Mistake(start, end, f"{source.text[first:pos].upper()} needs {wanted}", f"for example {example}")
+
+
+def next_instruction(text: str, pos: int) -> int:
+    """Where parsing can go on when the lines after `pos` make no sense: the next that begins with an instruction."""
+    match = _INSTRUCTION.search(text, pos)
+    return match.start() if match else len(text)
 
 
 def _read_quoted(source: Source, start: int, quote: str, lines: bool) -> Value:
-    text, body, eol = source.text, start + len(quote), line_end(source.text, start)
+    body, eol = start + len(quote), line_end(source.text, start)
     close = source.closing(quote, body)
     if close is None or close >= eol:
-        _check_first_line(text, start, eol, quote)
-        close = _closing_line(source, start, eol, quote, close, lines)
-    return Value(text[body:close], start, close + len(quote), quote)
+        _check_first_line(source.text, start, eol, quote)
+        close = _on_later_line(source, start, quote, close, lines)
+    return Value(source.text[body:close], start, close + len(quote), quote)
 
 
 def _check_first_line(text: str, start: int, eol: int, quote: str) -> None:
-    """Quotes that pair up on the line that opens them, with something after the last: `"hello" world`. Ollama reads
-    on into the next lines until some quote ends a line."""
+    """Refuses quotes that pair up on their line with something behind: `"hello" world`. Ollama reads on, into the
+    next lines, until some quote ends a line. An odd one is open, and may be closed further down."""
     if text.count(quote, start, eol) % 2:
         return
-    last = skip_blanks(text, text.rfind(quote, start, eol) + len(quote))
-    end = last + len(text[last:eol].rstrip(BLANKS))
-    if text.startswith("#", last):
-        hint = "a comment must stand on a line of its own"
-    elif quote == '"':
-        hint = 'remove it; or, if the quotes belong to the text, put """ around all of it'
-    else:
-        hint = 'remove it, or move the closing """ behind it'
-    raise Mistake(last, end, "text after the closing quote", hint)
+    after = skip_blanks(text, text.rfind(quote, start, eol) + len(quote))
+    end = after + len(text[after:eol].rstrip(BLANKS))
+    hint = 'remove it, or move the closing """ behind it'
+    if quote == '"':
+        hint = 'remove it; or, if the quotes belong to the text, put """ before and after all of it'
+    raise Mistake(after, end, "text after the closing quote", COMMENT_HINT if text[after] == "#" else hint)
 
 
-def _closing_line(source: Source, start: int, eol: int, quote: str, close: int | None, lines: bool) -> int:
-    """The place of the closing quote on a later line; `Mistake` points at the opening one."""
-    text, width = source.text, len(quote)
+def _on_later_line(source: Source, start: int, quote: str, close: int | None, lines: bool) -> int:
+    """The closing quote on a later line. `Mistake` points at the opening one, and says where it was left open."""
+    text, body = source.text, start + len(quote)
+    never = f"this {quote} is never closed"
     if not lines:
-        raise Mistake(start, start + width, f"this {quote} is never closed", f"put {quote} at the end of the line")
-    end = len(text) if close is None else close + width
-    if opening := _OPENING[quote].search(text, eol, end):
-        line = line_number(text, opening.start("name"))
-        hint = f"close it with {quote} before {opening['name']} in line {line}"
-        raise Mistake(start, start + width, f"this {quote} is never closed", hint, opening.start())
+        raise Mistake(start, body, never, f"put {quote} at the end of the line")
+    until = len(text) if close is None else close + len(quote)
+    if opening := _OPENING[quote].search(text, body, until):
+        hint = f"close it with {quote} before {opening['name']} in line {line_number(text, opening.start('name'))}"
+        raise Mistake(start, body, never, hint, opening.start())
     if close is None:
-        after = _INSTRUCTION.search(text, eol)
-        resume = after.start() if after else len(text)
-        raise Mistake(start, start + width, f"this {quote} is never closed", f"end the text with {quote}", resume)
+        raise Mistake(start, body, never, f"end the text with {quote}", next_instruction(text, body))
     return close

@@ -1,0 +1,81 @@
+"""lint: what `create` would say about a Modelfile, without creating anything."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelctl.cli import term
+from modelctl.errors import NotFound
+
+STDIN = "-"
+
+File = Annotated[str, typer.Option("-f", "--file", metavar="PATH", help="the Modelfile; - reads stdin")]
+Fix = Annotated[bool, typer.Option("--fix", help="rewrite it in canonical form; comments are kept")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Models")(lint)
+
+
+def lint(file: File = "Modelfile", fix: Fix = False) -> None:
+    """Check a Modelfile without creating a model. Whether the files that it names exist is for `create` to say.
+
+    Warnings tell what has no effect or is a likely trap; the exit code stays 0. With --fix, a file that has problems
+    stays as it is.
+    """
+    from modelctl.parser import decode, parse, warnings
+
+    data = _read(file)
+    text = decode(data, file)
+    advice = warnings(parse(text, file))  # raises with every problem
+    for problem in advice:
+        term.note(f"warning: {problem}")
+    if fix:
+        _fix(file, data, text)
+    else:
+        term.note(f"{file}: no problems" + (f", {len(advice)} to think about" if advice else ""))
+
+
+def _fix(file: str, data: bytes, text: str) -> None:
+    from modelctl.parser import parse, tidy
+
+    fixed = tidy(parse(text.replace("\r\n", "\n"), file)).encode()
+    if file == STDIN:
+        sys.stdout.buffer.write(fixed)
+    elif fixed != data:
+        _replace(Path(file), fixed)
+        term.note(f"{file}: rewritten")
+    else:
+        term.note(f"{file}: in canonical form already")
+
+
+def _read(file: str) -> bytes:
+    if file == STDIN:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"no such file: {file}", hint="name it: modelctl lint -f PATH") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Old or new, never half. A link stays a link, and the mode stays."""
+    target = path.resolve()
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        new = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            new.chmod(stat.S_IMODE(target.stat().st_mode))
+            new.replace(target)
+        except BaseException:
+            new.unlink()
+            raise
