@@ -117,10 +117,15 @@ class RunnerProcess:
         return await self._reply(Stats(next(self._ids)), StatsReply, self.model)
 
     async def stop(self) -> None:
-        """End the child: politely by the end of its socket, after `GRACE` seconds by force. Returns when it is gone."""
+        """End the child: by the end of its socket, after `GRACE` seconds (or in a load, at once) by force.
+
+        Returns when it is gone.
+        """
         self.stopping = True
-        if self._owner is None or self._writer is None:
+        if self._child is None or self._owner is None or self._writer is None:
             return
+        if not self._loaded.done():
+            self._child.kill()
         self._writer.close()
         await asyncio.shield(self._owner)
 

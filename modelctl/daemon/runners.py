@@ -86,7 +86,7 @@ class Runners:
                 yield Lease(resident.process, ready, 0 if was_there else int((self._loop.time() - started) * 1e9))
             finally:
                 resident.leave(tenant, self._loop.time())
-                self._arm(resident)
+                self._expire(resident)
         finally:
             self._inside -= 1
 
@@ -143,10 +143,10 @@ class Runners:
             return resident, self._enter(resident, model, keep_alive)
 
     def _enter(self, resident: Resident, model: Model, keep_alive: float) -> Tenant:
-        for other in self._residents.values():  # the name was created anew, on another base
+        for other in list(self._residents.values()):  # the name was created anew, on another base
             if other is not resident and model.name in other.tenants:
                 other.tenants[model.name].dismiss()
-                self._arm(other)
+                self._expire(other)
         return resident.enter(model, keep_alive, self._loop.time())
 
     async def _place(self, model: Model, wanted: dict[str, Any]) -> Resident:
@@ -215,22 +215,18 @@ class Runners:
 
     # leaving
 
-    def _arm(self, resident: Resident) -> None:
-        """Look again when the next name expires."""
+    def _expire(self, resident: Resident) -> None:
+        """Forget the names whose time is up. With none left, end the runner; else look again when the next is due."""
         if resident.timer is not None:
             resident.timer.cancel()
             resident.timer = None
-        gone = resident.ending is not None or self._residents.get(resident.base) is not resident
-        due = resident.next_expiry()
-        if due < math.inf and not gone:
-            resident.timer = self._loop.call_at(due, self._expire, resident)
-
-    def _expire(self, resident: Resident) -> None:
+        if resident.ending is not None or self._residents.get(resident.base) is not resident:
+            return
         resident.expire(self._loop.time())
-        if resident.tenants:
-            self._arm(resident)
-        else:
+        if not resident.tenants:
             self._end(resident)
+        elif (due := resident.next_expiry()) < math.inf:
+            resident.timer = self._loop.call_at(due, self._expire, resident)
 
     def _end(self, resident: Resident) -> asyncio.Task[None]:
         """Stop its process, once; when the task is done its place is free."""
