@@ -89,7 +89,7 @@ def _arguments(value: Any) -> JSONMap:
             value = msgspec.json.decode(value)
         except msgspec.DecodeError:
             value = {}
-    return JSONMap(_decoded(_mapping(value)))
+    return JSONMap(decoded(_mapping(value)))
 
 
 def _tool(tool: dict[str, Any]) -> Struct:
@@ -123,7 +123,7 @@ def _property(schema: dict[str, Any]) -> Struct:
         AnyOf=[_property(_mapping(part)) for part in schema.get("anyOf") or []],
         Type=TypeNames([kinds] if isinstance(kinds, str) else map(str, kinds or [])),
         Description=schema.get("description") or "",
-        Enum=_decoded(schema.get("enum") or []),
+        Enum=decoded(schema.get("enum") or []),
         Properties=OrderedMap(_properties(nested)) if isinstance(nested, dict) else None,
         Required=schema.get("required") or [],
     )
@@ -132,13 +132,13 @@ def _property(schema: dict[str, Any]) -> Struct:
 def _struct(kind: Kind, source: dict[str, Any], **made: Any) -> Struct:
     """Fields come from `made`, or as they are from `source`; what no field names is kept for the JSON."""
     values = {
-        spec.name: made[spec.name] if spec.name in made else _decoded(source.get(spec.json)) for spec in kind.fields
+        spec.name: made[spec.name] if spec.name in made else decoded(source.get(spec.json)) for spec in kind.fields
     }
     known = {spec.json for spec in kind.fields}
-    return Struct(kind, values, {key: _decoded(value) for key, value in source.items() if key not in known})
+    return Struct(kind, values, {key: decoded(value) for key, value in source.items() if key not in known})
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """JSON as Go decodes it: numbers are float64. Integers too large for that stay whole."""
     match value:
         case bool():
@@ -146,9 +146,9 @@ def _decoded(value: Any) -> Any:
         case int():
             return float(value) if abs(value) <= MAX_EXACT else value
         case list() | tuple():
-            return [_decoded(item) for item in value]
+            return [decoded(item) for item in value]
         case dict():
-            return {str(key): _decoded(item) for key, item in value.items()}
+            return {str(key): decoded(item) for key, item in value.items()}
     return value
 
 

@@ -16,7 +16,7 @@ MAX_WIDTH = 1_000_000  # Go's own limit; larger numbers are no width
 
 _DIRECTIVE = re.compile(
     r"%(?P<flags>[-+# 0]*)(?P<i1>\[[^\]]*\]|\[)?(?P<width>\*|\d+)?"
-    r"(?:\.(?P<i2>\[[^\]]*\]|\[)?(?P<prec>\*|\d*))?(?P<i3>\[[^\]]*\]|\[)?(?P<verb>.)?",
+    r"(?:\.(?=.)(?P<i2>\[[^\]]*\]|\[)?(?P<prec>\*|\d*))?(?P<i3>\[[^\]]*\]|\[)?(?P<verb>.)?",
     re.DOTALL,
 )
 _INT_BASES = {"v": "d", "d": "d", "b": "b", "o": "o", "O": "o", "x": "x", "X": "X"}
@@ -203,7 +203,7 @@ def _value(value: Any, style: Style) -> str:
             return _string("".join(value), style)
     match value:
         case None:
-            return "<nil>" if style.verb == "v" else f"%!{style.verb}(<nil>)"
+            return "interface {}(nil)" if style.go_syntax else "<nil>"
         case bool():
             return _pad("true" if value else "false", style) if style.verb in "tv" else _bad(value, style)
         case int():
@@ -328,8 +328,8 @@ def _float(value: float, style: Style) -> str:
     verb = "g" if style.verb == "v" else "f" if style.verb == "F" else style.verb
     if verb not in "eEfgG":
         return _bad(value, style)
-    if verb in "gG" and style.prec is None and not style.sharp:
-        number = _shortest(value)
+    if verb in "gG" and style.prec is None:
+        number = _six_digits(_shortest(value)) if style.sharp else _shortest(value)
         number = number.upper() if verb == "G" else number
     else:
         number = format(value, f"{'#' if style.sharp else ''}.{6 if style.prec is None else style.prec}{verb}")
@@ -350,6 +350,14 @@ def _shortest(value: float) -> str:
         return minus + _place_point(text, point)
     fraction = "." + text[1:] if text[1:] else ""
     return f"{minus}{text[0]}{fraction}e{point - 1:+03d}"
+
+
+def _six_digits(number: str) -> str:
+    """With a point, and zeros up to six significant digits: what # asks for."""
+    mantissa, e, exponent = number.partition("e")
+    significant = mantissa.lstrip("-0.") if mantissa.strip("-0.") else "0"
+    point = "" if "." in mantissa else "."
+    return mantissa + point + "0" * (6 - len(significant.replace(".", ""))) + e + exponent
 
 
 def _place_point(digits: str, point: int) -> str:

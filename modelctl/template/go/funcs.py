@@ -134,7 +134,11 @@ def _html(*args: Any) -> str:
 
 
 def _js(*args: Any) -> str:
-    return "".join(_JS.get(c) or (c if c < "\x80" or c.isprintable() else f"\\u{ord(c):04X}") for c in _operands(*args))
+    return "".join(_JS.get(c) or (c if _stays(c) else f"\\u{ord(c):04X}") for c in _operands(*args))
+
+
+def _stays(char: str) -> bool:
+    return char < "\x80" or char.isprintable() or "\udc80" <= char <= "\udcff"
 
 
 def _url(*args: Any) -> str:

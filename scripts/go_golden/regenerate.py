@@ -1,0 +1,40 @@
+"""Write tests/template/goldens: every template through every conversation, by the real text/template.
+
+python scripts/go_golden/regenerate.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import real_go
+
+TESTS = Path(__file__).parents[2] / "tests" / "template"
+
+
+def expected() -> dict[str, dict[str, str]]:
+    """template name -> conversation name -> prompt."""
+    conversations = json.loads((TESTS / "conversations.json").read_text(encoding="utf-8"))
+    templates = {path.stem: path.read_text(encoding="utf-8") for path in sorted(TESTS.glob("gotmpl/*.gotmpl"))}
+    keys = [(template, name) for template in templates for name in conversations]
+    cases: list[dict[str, Any]] = [{"template": templates[t], "conversation": conversations[c]} for t, c in keys]
+    prompts: dict[str, dict[str, str]] = {template: {} for template in templates}
+    for (template, name), answer in zip(keys, real_go.render(cases), strict=True):
+        if "error" in answer:
+            raise SystemExit(f"{template}, {name}: {answer['error']}")
+        prompts[template][name] = answer["output"]
+    return prompts
+
+
+def main() -> None:
+    folder = TESTS / "goldens"
+    folder.mkdir(exist_ok=True)
+    for template, prompts in expected().items():
+        text = json.dumps(prompts, indent=1, ensure_ascii=True)
+        (folder / f"{template}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
