@@ -56,6 +56,7 @@ class Sampling(msgspec.Struct, omit_defaults=True):
     logprobs: int = -1  # -1: none; 0: of the sampled token; n: of the n most likely too
     grammar: str = ""  # GBNF
     json_schema: str = ""  # JSON text of a schema; "{}" is any JSON value
+    deterministic: bool = False  # the same bits alone or in any crowd, at the price of speed
 
 
 # daemon -> runner
@@ -215,7 +216,10 @@ def receive(sock: socket.socket) -> bytes | None:
 def _receive_exactly(sock: socket.socket, size: int) -> bytes | None:
     parts = bytearray()
     while len(parts) < size:
-        part = sock.recv(min(size - len(parts), 1 << 20))
+        try:
+            part = sock.recv(min(size - len(parts), 1 << 20))
+        except ConnectionError:  # the other side died with frames of ours unread
+            return None
         if not part:
             return None
         parts += part
