@@ -106,7 +106,9 @@ class _Build:
         except NotFound:
             names = [ref.name.short.removesuffix(":latest") for ref in self.store.list()]
             near = difflib.get_close_matches(node.value, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else "a file's path begins with ./ or / or ends in .gguf"
+            hint = f"did you mean {near[0]}?" if near else "for a file write its path, as in FROM ./base.gguf"
+            if "/" in node.value:
+                hint = "models are not pulled yet: download the GGUF file, and write its path after FROM"
             raise self.modelfile.error(node, f"no model and no file is named {node.value}", hint) from None
         except StoreError as error:
             raise self.modelfile.error(node, error.message, error.hint) from None

@@ -188,13 +188,11 @@ def resolve(store: Store, name: str) -> Ref:
 
 
 def _other_names(store: Store, name: str) -> str:
-    names = [ref.name.short for ref in store.list()]
-    near = difflib.get_close_matches(name if ":" in name else f"{name}:latest", names, n=1)
+    names = [ref.name.short.removesuffix(":latest") for ref in store.list()]  # a tag that all have makes all alike
+    near = difflib.get_close_matches(name.removesuffix(":latest"), names, n=1)
     if near:
-        return f"did you mean {near[0].removesuffix(':latest')!r}?"
-    return (
-        "`modelctl list` shows the models there are" if names else "there are no models yet; make one: modelctl create"
-    )
+        return f"did you mean {near[0]!r}?"
+    return "`modelctl list` shows them all" if names else "there are no models yet; make one: modelctl create"
 
 
 def _damaged(name: str, problem: str) -> ModelctlError:

@@ -43,12 +43,16 @@ def locate(modelfile: Modelfile, node: Node, value: str, folder: Path, *, folder
     """
     try:
         path = Path(os.path.abspath(folder / Path(value).expanduser()))  # noqa: PTH100 - `..` folds, links stay
+    except RuntimeError:
+        raise modelfile.error(
+            node, f"no user has the home folder {value.split('/')[0]}", "write the whole path"
+        ) from None
+    try:
         mode, size = _status(path)
     except FileNotFoundError:
         raise modelfile.error(node, f"no such file: {path}", _missing_hint(value, path)) from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: unknown ~user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise modelfile.error(node, f"cannot read {value}: {reason}") from None
+    except OSError as error:
+        raise modelfile.error(node, f"cannot read {value}: {error.strerror}") from None
     _check_kind(modelfile, node, path, mode, size, folder_ok)
     _check_inside(modelfile, node, path, folder)
     return path
@@ -65,7 +69,7 @@ def _missing_hint(value: str, path: Path) -> str | None:
     if path.is_symlink():
         return "it is a symbolic link whose target is missing"
     try:
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)  # noqa: PTH208 - names only
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.8)  # noqa: PTH208
     except OSError:
         return f"the folder {path.parent} does not exist" if not path.parent.exists() else None
     if near:

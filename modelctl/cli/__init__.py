@@ -1,6 +1,7 @@
 """The command line. One file a topic; `main` is the only place where an error becomes text and an exit code.
 
-Topics import nothing heavy at their top: `modelctl --help` loads every one of them.
+Only the topic that the command line names is imported, and nothing heavy at its top: importing all of them takes longer
+than `modelctl list` may.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Annotated, NoReturn
 
 import typer
 
-from modelctl.cli import create, info, lora, models, run, serve, show, term
+import modelctl
+from modelctl.cli import term
 
-app = typer.Typer(
-    name="modelctl",
-    help="One base model, many LoRA adapters, rescaled live.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for topic in (create, run, lora, models, show, serve, info):
-    topic.register(app)
-
+# In the order of the help. `register` of each module adds just these commands.
+TOPICS = {
+    "create": ("create",),
+    "run": ("run",),
+    "lora": ("lora",),
+    "models": ("list", "ls", "cp", "rm"),
+    "show": ("show",),
+    "lint": ("lint",),
+    "storage": ("du", "gc", "verify", "pin", "export", "import"),
+    "serve": ("serve", "stop", "ps", "logs"),
+    "info": ("info", "help"),
+}
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 _CommandLineError = typer.BadParameter.__mro__[2]  # ClickException; typer brings its own click or takes the real one
 
@@ -56,8 +61,41 @@ def invoke(args: Sequence[str]) -> int:
     return 0
 
 
+def build(topics: Iterable[str] = TOPICS) -> typer.Typer:
+    app = typer.Typer(
+        name="modelctl",
+        help="One base model, many LoRA adapters, rescaled live.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for topic in topics:
+        import_module(f"modelctl.cli.{topic}").register(app)
+    return app
+
+
+def _topics(args: Sequence[str]) -> Iterable[str]:
+    named = [topic for topic, commands in TOPICS.items() if args and args[0] in commands]
+    return named if named and named != ["info"] else TOPICS  # `help` may be about any of them
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"modelctl {modelctl.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 def _run(args: Sequence[str]) -> None:
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(build(_topics(args)))
     if "_MODELCTL_COMPLETE" in os.environ:
         command.main(prog_name="modelctl")
     with command.make_context("modelctl", list(args)) as context:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from modelctl.api import native
 from modelctl.cli import background, term
-from modelctl.cli.adapters import rule, short, spelled
+from modelctl.cli.adapters import rule, short, spelled, typed_mix
 from modelctl.cli.lines import Lines
 from modelctl.cli.parameters import check
 from modelctl.cli.talk import Talk
 from modelctl.errors import BadRequest, ModelctlError, UsageError
-from modelctl.mix import NONE, parse_terms
+from modelctl.mix import NONE
 from modelctl.parser import PARAMETERS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Chat:
         )
         term.note(f"{short(self.talk.model)}: ask away; /help lists the commands, Ctrl-D leaves", faint=True)
         if scales:
-            term.note(rule(self.talk.model, scales) + "; here: /lora", faint=True)
+            term.note(rule(self.talk.model, scales, "/lora"), faint=True)
 
     def _turn(self, text: str) -> None:
         try:
@@ -100,7 +100,7 @@ class Chat:
         elif rest == NONE:
             self.talk.lora = {}
         elif rest:
-            change = {self._adapter(key): scale for key, scale in parse_terms(rest.split(), default=1.0).items()}
+            change = {self._adapter(key): scale for key, scale in typed_mix(rest.split(), default=1.0).items()}
             self.talk.lora = self.scales() | change
         self._print_mix()
 

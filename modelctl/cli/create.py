@@ -74,18 +74,21 @@ def _bytes(path: Path) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise _no_modelfile(path, error) from None
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise _not_a_file(path, mode)
     with os.fdopen(fd, "rb") as file:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise UsageError(f"{path} is a folder", hint=f"name the file: modelctl create -f {path / 'Modelfile'}")
-        if not stat.S_ISREG(mode):
-            raise UsageError(
-                f"{path} is not a regular file", hint="to read a Modelfile from a pipe: modelctl create -f -"
-            )
         data = file.read(MAX_MODELFILE + 1)
     if len(data) > MAX_MODELFILE:
         raise BadRequest(f"{path} is larger than {term.size(MAX_MODELFILE)}: not a Modelfile")
     return data
+
+
+def _not_a_file(path: Path, mode: int) -> UsageError:
+    if stat.S_ISDIR(mode):
+        return UsageError(f"{path} is a folder", hint=f"name the file: modelctl create -f {path / 'Modelfile'}")
+    return UsageError(f"{path} is not a regular file", hint="to read a Modelfile from a pipe: modelctl create -f -")
 
 
 def _no_modelfile(path: Path, error: OSError) -> BadRequest:

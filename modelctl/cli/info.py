@@ -1,4 +1,4 @@
-"""modelctl info, modelctl help parameters, modelctl --version"""
+"""modelctl info, modelctl help"""
 
 from __future__ import annotations
 
@@ -20,23 +20,8 @@ _PROBE = "from modelctl.runner import llama; llama.start_backend(); print(llama.
 
 
 def register(app: typer.Typer) -> None:
-    app.callback()(_root)
     app.command(rich_help_panel=PANEL)(info)
     app.command("help", rich_help_panel=PANEL)(show_help)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"modelctl {modelctl.__version__}")
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", "-v", help="print the version", is_eager=True, callback=_print_version)
-    ] = False,
-) -> None:
-    pass
 
 
 def info(as_json: Json = False) -> None:

@@ -8,9 +8,8 @@ import typer
 
 from modelctl import config
 from modelctl.cli import background, term
-from modelctl.cli.adapters import rule
+from modelctl.cli.adapters import rule, typed_mix
 from modelctl.cli.options import Json, choose_model
-from modelctl.mix import parse_terms
 
 if TYPE_CHECKING:
     from modelctl.api import native
@@ -47,7 +46,7 @@ def set_scales(
     """Change scales for all requests from now on. Adapters that are not named keep theirs."""
     from modelctl.api import native
 
-    scales = [native.LoraScale(name=name, scale=scale) for name, scale in parse_terms(changes).items()]
+    scales = [native.LoraScale(name=name, scale=scale) for name, scale in typed_mix(changes).items()]
     client, target = _target(model)
     _print(client.set_lora(native.LoraChange(model=target, adapters=scales)), as_json)
 

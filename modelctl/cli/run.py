@@ -13,11 +13,10 @@ import typer
 
 from modelctl import config
 from modelctl.cli import background, term
-from modelctl.cli.adapters import rule
+from modelctl.cli.adapters import rule, typed_mix, typed_model
 from modelctl.cli.options import choose_model
 from modelctl.cli.parameters import checked, with_parameters
-from modelctl.errors import UsageError
-from modelctl.mix import NONE, parse_terms, split_model
+from modelctl.errors import BadRequest, UsageError
 
 if TYPE_CHECKING:
     from modelctl.cli.talk import Talk
@@ -58,7 +57,7 @@ def run(
     name, mix = _mix(name, lora)
     options, schema = checked(given), _format(format)
     if keepalive is not None:
-        config.parse_duration(keepalive)
+        _check_duration(keepalive)
     question = _question(words)
     settings = config.load()
     client = background.reach(settings)
@@ -83,12 +82,12 @@ def _model_or_prompt(model: str, prompt: list[str] | None) -> tuple[str, list[st
 
 
 def _mix(name: str, terms: list[str] | None) -> tuple[str, dict[str, float] | None]:
-    bare, mix = split_model(name)
+    bare, mix = typed_model(name)
     if not terms:
         return bare, mix
     if mix is not None:
         raise UsageError("the mix is given twice, with the model's name and with --lora", hint="give it once")
-    return bare, {} if terms == [NONE] else parse_terms(terms, default=1.0)
+    return bare, typed_mix(terms, default=1.0)
 
 
 def _format(text: str | None) -> Any:
@@ -101,6 +100,13 @@ def _format(text: str | None) -> Any:
     if not isinstance(schema, dict):
         raise UsageError("--format takes json or a JSON schema", hint='for example: --format \'{"type": "object"}\'')
     return schema
+
+
+def _check_duration(text: str) -> None:
+    try:
+        config.parse_duration(text)
+    except BadRequest as error:
+        raise UsageError(f"--keepalive: {error.message}", hint=error.hint) from None
 
 
 def _question(words: list[str] | None) -> str | None:

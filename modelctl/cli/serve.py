@@ -95,7 +95,7 @@ def _until(expires_at: str) -> str:
         return "-"
     if seconds > 365 * 86400:
         return "for ever"
-    return f"in {term.duration(seconds)}" if seconds > 0 else "now"
+    return f"in {term.duration(seconds + 1)}" if seconds > 0 else "now"
 
 
 def logs(
