@@ -33,9 +33,11 @@ class Idle:
 class PrefixCache:
     """Owns the sequence ids of one context. `admit` gives a Sequence one, with as much memory in it as is known."""
 
-    def __init__(self, memory: Memory, n_slots: int, *, can_cut: bool = True) -> None:
+    def __init__(self, memory: Memory, n_slots: int, *, can_cut: bool = True, can_share: bool = True) -> None:
+        """`can_cut`: a sequence's tail can be forgotten. `can_share`: sequences may hold cells in common."""
         self._memory = memory
         self._can_cut = can_cut
+        self._can_share = can_share and can_cut
         self._free = list(range(n_slots - 1, -1, -1))
         self._idle: list[Idle] = []
         self.n_hits = 0
@@ -45,9 +47,9 @@ class PrefixCache:
         """Give `sequence` a slot; its n_done tokens are in memory. At least one token is left to decode."""
         limit = len(sequence.tokens) - 1
         idle, n_idle = self._best_idle(sequence, limit)
-        source, n_running = _best_running(sequence, running, limit) if self._can_cut else (NO_SLOT, 0)
-        if n_idle >= n_running and idle is not None and (n_idle == len(idle.tokens) or not self._spare()):
-            self._idle.remove(idle)  # this sequence goes on where that one ended, or there is no slot to fork it into
+        source, n_running = _best_running(sequence, running, limit) if self._can_share else (NO_SLOT, 0)
+        if idle is not None and n_idle >= n_running and (n_idle == len(idle.tokens) or not self._can_fork()):
+            self._idle.remove(idle)  # this sequence goes on where that one ended
             sequence.slot = idle.slot
             if n_idle < len(idle.tokens):
                 self._memory.cut(idle.slot, n_idle)
@@ -78,6 +80,13 @@ class PrefixCache:
         self._release(sequence.slot)
         sequence.slot, sequence.n_done = NO_SLOT, 0
 
+    def borrow(self) -> int:
+        """An empty slot for a moment; `give_back` returns it."""
+        return self._take_slot(keep=NO_SLOT)
+
+    def give_back(self, slot: int) -> None:
+        self._release(slot)
+
     def evict(self) -> bool:
         """Free the memory that was unused longest; False when nothing is idle."""
         if not self._idle:
@@ -95,9 +104,9 @@ class PrefixCache:
     def n_idle(self) -> int:
         return len(self._idle)
 
-    @property
-    def n_idle_tokens(self) -> int:
-        return sum(len(entry.tokens) for entry in self._idle)
+    def idle_lengths(self) -> dict[int, int]:
+        """How many tokens each idle slot holds."""
+        return {entry.slot: len(entry.tokens) for entry in self._idle}
 
     def _best_idle(self, sequence: Sequence, limit: int) -> tuple[Idle | None, int]:
         best, n_best = None, 0
@@ -108,8 +117,9 @@ class PrefixCache:
                     best, n_best = entry, n
         return best, n_best
 
-    def _spare(self) -> bool:
-        return bool(self._free) or len(self._idle) > 1
+    def _can_fork(self) -> bool:
+        """Whether an idle sequence can stay and lend its beginning to a slot of its own."""
+        return self._can_share and (bool(self._free) or len(self._idle) > 1)
 
     def _take_slot(self, keep: int) -> int:
         if not self._free:

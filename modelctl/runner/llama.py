@@ -219,7 +219,7 @@ class Context:
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], wanted: Sequence[int]
     ) -> bool:
-        """Run one batch of at most n_batch rows; `wanted[i]`: row i's logits, please. False: no free cells, no change."""
+        """Run one batch of at most n_batch rows; `wanted[i]`: row i's logits are. False: no free cells, no change."""
         self._batch.fill(tokens, positions, seqs, wanted)
         result = lib.llama_decode(self._ctx, self._batch.native)
         if result == 1:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from modelctl import template
-from modelctl.errors import BadRequest
+from modelctl.errors import BadRequest, LoadFailed
 from modelctl.runner import grammar, sampling
 from modelctl.runner.frames import Generate, Prompt, Render, Rendered
 from modelctl.runner.llama import Base, Sampler
@@ -98,7 +98,10 @@ class Preparer:
     def _sampler(self, request: Generate, tokens: list[int]) -> Sampler | None:
         if sampling.is_greedy(request.sampling):
             return None
-        sampler = Sampler(self.base, sampling.chain(request.sampling))
+        try:
+            sampler = Sampler(self.base, sampling.chain(request.sampling))
+        except LoadFailed as error:
+            raise BadRequest(error.message, hint="see the daemon's log for llama.cpp's own words") from error
         if not request.sampling.grammar:
             for token in tokens[-max(0, request.sampling.repeat_last_n) :]:
                 sampler.accept(token)

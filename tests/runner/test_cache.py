@@ -138,4 +138,9 @@ def test_random_traffic_never_mixes_up_memory(make: MakeSequence) -> None:
 
 
 def test_common_prefix() -> None:
-    assert [common_prefix(a, b) for a, b in (([], [1]), ([1], [1]), ([1, 2], [1, 3]), ([1, 2, 3], [1, 2]))] == [0, 1, 1, 2]
+    assert [common_prefix(a, b) for a, b in (([], [1]), ([1], [1]), ([1, 2], [1, 3]), ([1, 2, 3], [1, 2]))] == [
+        0,
+        1,
+        1,
+        2,
+    ]

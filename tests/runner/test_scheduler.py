@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from modelctl.runner.scheduler import MIN_QUANTUM, Scheduler
 from modelctl.runner.sequence import Scales, Sequence
 from tests.runner.conftest import MakeSequence
@@ -39,7 +41,7 @@ def test_mixes_get_equal_time_whatever_their_crowd(make: MakeSequence) -> None:
 def test_turns_last_a_quantum_and_no_longer(make: MakeSequence) -> None:
     running = [make([1] * 9, mix=m, done=8, generated=1) for m in "ab"]
     steps = play(Scheduler(), running, 10, cost=0.02)
-    changes = sum(a != b for a, b in zip(steps, steps[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(steps))
     assert changes <= 10 / MIN_QUANTUM + 1
     longest = max(len(run) for run in "".join(s[0][0] for s in steps).replace("ab", "a b").replace("ba", "b a").split())
     assert longest * 0.02 <= MIN_QUANTUM + 0.02

@@ -1,0 +1,254 @@
+"""A lane: one llama.cpp context, the sequences that run in it, and their prefix cache.
+
+`step()` is the program: plan -> set the mix -> decode -> sample -> deltas.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from modelctl.errors import LoadFailed, ModelctlError
+from modelctl.runner import logprobs
+from modelctl.runner.cache import PrefixCache
+from modelctl.runner.frames import Delta
+from modelctl.runner.llama import Base, Context
+from modelctl.runner.scheduler import Plan, Scheduler
+from modelctl.runner.sequence import Sequence
+
+Fail = Callable[[Sequence, ModelctlError], None]
+
+
+class Lane:
+    """The ordinary lane: cells and prefixes are shared, batches take whatever shape the work has."""
+
+    def __init__(self, base: Base, context: Context, cache: PrefixCache, *, n_parallel: int, fail: Fail) -> None:
+        """`fail` is told of each sequence that ends in an error; the others end in a Delta with `done`."""
+        self.base = base
+        self.context = context
+        self.cache = cache
+        self.n_parallel = n_parallel
+        self.scheduler = Scheduler(n_batch=context.n_batch)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.counts = {"steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
+        self._tell_failed = fail
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def step(self) -> list[Delta]:
+        """Advance what is due by one batch; the new text."""
+        deltas = self._reap()
+        self._admit()
+        plan = self.scheduler.plan(self.running)
+        if plan is not None:
+            started = time.perf_counter()
+            deltas += self._advance(plan)
+            self.scheduler.charge(plan, time.perf_counter() - started)
+        return deltas
+
+    def _reap(self) -> list[Delta]:
+        """End what was cancelled."""
+        now = time.perf_counter_ns()
+        gone = [s for s in (*self.running, *self.waiting) if s.cancelled]
+        return [self._finish(sequence, "cancel", "", now) for sequence in gone]
+
+    def _admit(self) -> None:
+        while len(self.running) < self.n_parallel:
+            sequence = self.scheduler.admit(self.waiting, self.running)
+            if sequence is None or not self._has_room(sequence):
+                return
+            self.waiting.remove(sequence)
+            self.cache.admit(sequence, self.running)
+            self.running.append(sequence)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Admit by KV space. What is idle can go, what runs cannot; alone, a sequence always fits."""
+        used = sum(len(s.tokens) for s in self.running)
+        return not self.running or used + len(sequence.tokens) + len(self.running) < self.context.n_cells
+
+    def _advance(self, plan: Plan) -> list[Delta]:
+        try:
+            now = time.perf_counter_ns()
+            for sequence, _ in plan.rows:
+                sequence.started = sequence.started or now
+            self.context.set_mix(plan.scales)
+            plan, wanted = self._decode(plan)
+        except LoadFailed as error:
+            for sequence, _ in plan.rows:
+                self._fail(sequence, error)
+            return []
+        self.counts["steps"] += 1
+        self.counts["rows"] += sum(n for _, n in plan.rows)
+        return self._sample(wanted)
+
+    def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
+        """Decode the plan, making room as needed. Returns what was decoded in the end, and the batch rows whose
+        logits are there now, in order."""
+        while plan.rows and not self.context.decode(*rows_of(plan)):
+            if not self.cache.evict():
+                plan = self._preempt(plan)
+        for sequence, n in plan.rows:
+            sequence.n_done += n
+        ends = np.cumsum([n for _, n in plan.rows]) - 1
+        return plan, [(s, int(end)) for (s, _), end in zip(plan.rows, ends, strict=True) if s.n_pending == 0]
+
+    def _preempt(self, plan: Plan) -> Plan:
+        """No cell is free: the youngest goes back to the queue and is computed again later."""
+        if len(self.running) == 1:
+            raise LoadFailed("the context is full", hint="ask for fewer tokens, or raise num_ctx")
+        youngest = max(self.running, key=lambda s: s.arrived)
+        self.cache.drop(youngest)
+        self.running.remove(youngest)
+        self.waiting.insert(0, youngest)
+        self.counts["preempted"] += 1
+        rows = tuple((s, n) for s, n in plan.rows if s is not youngest)
+        return Plan(plan.scales, rows)
+
+    def _sample(self, wanted: list[tuple[Sequence, int]]) -> list[Delta]:
+        if not wanted:
+            return []
+        logits = self.context.logits(len(wanted))
+        now = time.perf_counter_ns()
+        deltas = (self._next(s, row, logits[i], now) for i, (s, row) in enumerate(wanted))
+        return [delta for delta in deltas if delta is not None]
+
+    def _next(self, sequence: Sequence, row: int, logits: npt.NDArray[np.float32], now: int) -> Delta | None:
+        """Sample one token of one sequence and say what it adds to its text."""
+        if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
+            logits[list(self.base.eog)] = -np.inf
+        token = sequence.sampler.sample(self.context, row) if sequence.sampler else int(logits.argmax())
+        if not np.isfinite(logits[token]):
+            self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
+            return None
+        sequence.first = sequence.first or now
+        if token in self.base.eog:
+            return self._finish(sequence, "stop", sequence.text.finish(), now)
+        sequence.tokens.append(token)
+        sequence.n_generated += 1
+        self.counts["generated"] += 1
+        text = sequence.text.feed(self.base.piece(token))
+        if sequence.sampling.logprobs >= 0:
+            sequence.logprobs = [logprobs.of(self.base, logits, token, sequence.sampling.logprobs)]
+        return self._delta(sequence, text, now)
+
+    def _delta(self, sequence: Sequence, text: str, now: int) -> Delta | None:
+        if sequence.text.stopped_by:
+            return self._finish(sequence, "stop", text, now)
+        full = len(sequence.tokens) >= sequence.n_ctx
+        if sequence.n_generated >= sequence.n_predict or (full and not sequence.shift):
+            return self._finish(sequence, "length", text + sequence.text.finish(), now)
+        if full:
+            self._shift(sequence)
+        return Delta(sequence.id, text, 1, sequence.logprobs) if text or sequence.logprobs else None
+
+    def _shift(self, sequence: Sequence) -> None:
+        """The context is full: keep the first n_keep tokens and the later half of the rest, and compute them again, so
+        that what follows equals a cold start on that text."""
+        keep = min(sequence.n_keep, sequence.n_ctx // 2)
+        rest = sequence.tokens[keep:]
+        sequence.tokens = sequence.tokens[:keep] + rest[len(rest) // 2 :]
+        self.context.cut(sequence.slot, 0)
+        sequence.n_done = 0
+
+    def _finish(self, sequence: Sequence, reason: str, text: str, now: int) -> Delta:
+        self._leave(sequence, now)
+        return sequence.end(reason, text, now)
+
+    def _fail(self, sequence: Sequence, error: ModelctlError) -> None:
+        self.counts["failed"] += 1
+        self._leave(sequence, 0, keep=False)
+        self._tell_failed(sequence, error)
+
+    def _leave(self, sequence: Sequence, now: int, *, keep: bool = True) -> None:
+        if sequence in self.running:
+            self.running.remove(sequence)
+            if keep:
+                self.cache.retire(sequence, now)
+            else:
+                self.cache.drop(sequence)
+        else:
+            self.waiting.remove(sequence)
+        if sequence.sampler:
+            sequence.sampler.close()
+
+
+class ExactLane(Lane):
+    """The deterministic lane: every batch has the same shape, so a sequence computes the same bits in any company.
+
+    Kernels and the order of sums depend on the number of rows and on how cells lie, not on who else is there. So the
+    context has one stream of cells per sequence, filled in order, and each batch has as many rows as there are streams:
+    either one token of every stream, or that many tokens of one prompt. Rows with nothing to do hold a dummy token,
+    whose cell is cut again.
+    """
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_parallel
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        return True  # each stream holds a whole context
+
+    def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
+        prompts = [s for s, _ in plan.rows if not s.generating]
+        if prompts:
+            sequence = min(prompts, key=lambda s: s.started)
+            return self._decode_prompt(sequence, plan)
+        return self._decode_tokens(plan)
+
+    def _decode_prompt(self, sequence: Sequence, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
+        n = min(sequence.n_pending, self.n_rows)
+        start = sequence.n_done
+        tokens = sequence.tokens[start : start + n] + [0] * (self.n_rows - n)
+        last = n == sequence.n_pending
+        self._run(tokens, list(range(start, start + self.n_rows)), [sequence.slot] * self.n_rows, last)
+        sequence.n_done += n
+        if n < self.n_rows:
+            self.context.cut(sequence.slot, sequence.n_done)
+        return Plan(plan.scales, ((sequence, n),)), [(sequence, n - 1)] if last else []
+
+    def _decode_tokens(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
+        held = {s.slot: s.n_done for s in self.running} | self.cache.idle_lengths()
+        live = {s.slot: s for s, _ in plan.rows}
+        slots = range(self.n_rows)
+        positions = [held.get(slot, 0) for slot in slots]
+        self._run([live[s].tokens[-1] if s in live else 0 for s in slots], positions, list(slots), True)
+        for slot in slots:
+            if slot in live:
+                live[slot].n_done += 1
+            else:
+                self.context.cut(slot, positions[slot])
+        return Plan(plan.scales, tuple((s, 1) for s in live.values())), [(s, slot) for slot, s in live.items()]
+
+    def _run(self, tokens: list[int], positions: list[int], slots: list[int], wanted: bool) -> None:
+        """All rows' logits or none: their number is part of the shape too."""
+        if not self.context.decode(tokens, positions, slots, [int(wanted)] * self.n_rows):
+            raise LoadFailed("the deterministic context is full")
+
+    def _sample(self, wanted: list[tuple[Sequence, int]]) -> list[Delta]:
+        if not wanted:
+            return []
+        logits = self.context.logits(self.n_rows)
+        now = time.perf_counter_ns()
+        deltas = (self._next(s, row, logits[row], now) for s, row in wanted)
+        return [delta for delta in deltas if delta is not None]
+
+
+def rows_of(plan: Plan) -> tuple[list[int], list[int], list[int], list[int]]:
+    """tokens, positions, slots, and 1 where logits are wanted: at the last pending token of a sequence."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    wanted: list[int] = []
+    for s, n in plan.rows:
+        tokens += s.tokens[s.n_done : s.n_done + n]
+        positions += range(s.n_done, s.n_done + n)
+        slots += [s.slot] * n
+        wanted += [0] * (n - 1)
+        wanted.append(int(n == s.n_pending))
+    return tokens, positions, slots, wanted
