@@ -118,7 +118,7 @@ def _delta(path: Path, module: str, found: dict[str, Entry], config: PeftConfig,
     target = names.tensor(module)
     if target is None:
         raise BadRequest(
-            f"{path}: module {module!r} is none of the base {names.base.path.name}'s (architecture "
+            f"{path}: module {module!r} is none of the base's (architecture "
             f"{names.base.architecture}, {names.base.metadata.get(f'{names.base.architecture}.block_count')} blocks)",
             hint=_tied(module) or "use the base that the adapter was trained on",
         )
@@ -139,7 +139,7 @@ def _check_shapes(path: Path, module: str, a: Entry, b: Entry, rank: int, base: 
     weight = base.tensors[target].shape
     if (n_in, n_out) != weight:
         raise BadRequest(
-            f"{path}: module {module!r} is {n_in} -> {n_out}; in the base {base.path.name} it is "
+            f"{path}: module {module!r} is {n_in} -> {n_out}; in the base it is "
             f"{' -> '.join(map(str, weight))}",
             hint="use the base that the adapter was trained on",
         )

@@ -82,9 +82,7 @@ def _check_kind(header: Header, base: Header) -> None:
         raise header.invalid(f"has adapter.type {kind!r}; expected 'lora'")
     if header.architecture != base.architecture:
         made_for = header.architecture or "missing"
-        raise header.invalid(
-            f"made for the architecture {made_for!r}; the base {base.path.name} is {base.architecture!r}"
-        )
+        raise header.invalid(f"made for the architecture {made_for!r}; the base is {base.architecture!r}")
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise header.invalid("is an activated LoRA (aLoRA), which acts only after its invocation tokens; unsupported")
 
@@ -140,6 +138,8 @@ def _check_pair(header: Header, base: Header, target: str, pair: Pair) -> None:
             raise header.invalid(f"tensor {tensor.name!r} has type {tensor.type}; expected a float or quantised type")
     if len(weight.shape) != 2:
         raise header.invalid(f"tensor {target!r} of the base has the shape {list(weight.shape)}; LoRA needs a matrix")
+    if weight.type == "NVFP4":  # llama.cpp asserts that such matrices have no LoRA
+        raise header.invalid(f"adapts {target!r}, which is NVFP4 in the base; llama.cpp takes no LoRA on that type")
     if target == _EMBEDDING:
         _check_embedding(header, base, weight, pair)
     else:
@@ -153,7 +153,7 @@ def _check_shapes(header: Header, base: Header, weight: Tensor, pair: Pair) -> N
         raise _other_size(header, a_in, n_in, weight.name)
     if (a_in, b_out) != (n_in, n_out):
         raise header.invalid(
-            f"{weight.name!r} is {n_in} -> {n_out} in the base {base.path.name}; the adapter has {a_in} -> {b_out}",
+            f"{weight.name!r} is {n_in} -> {n_out} in the base; the adapter has {a_in} -> {b_out}",
             hint="the adapter was made for another base",
         )
     if rank_a != rank_b:
@@ -166,9 +166,7 @@ def _check_embedding(header: Header, base: Header, weight: Tensor, pair: Pair) -
     """The embedding is looked up, not multiplied: A is [rank, n_vocab], B [rank, n_embd]."""
     (n_embd, n_vocab), (rank_a, a_out), (rank_b, b_out) = weight.shape, pair.a.shape, pair.b.shape
     if "output.weight" not in base.tensors:
-        raise header.invalid(
-            f"adapts {weight.name!r}, which the base {base.path.name} uses for its output too; unsupported"
-        )
+        raise header.invalid(f"adapts {weight.name!r}, which the base uses for its output too; unsupported")
     if b_out != n_embd:
         raise _other_size(header, b_out, n_embd, weight.name)
     if a_out != n_vocab:
@@ -190,8 +188,8 @@ def _unknown_target(header: Header, base: Header, target: str) -> InvalidGGUF:
     block, blocks = _block(target), [_block(name) for name in base.tensors]
     n_blocks = max(blocks, default=-1) + 1
     if block >= n_blocks > 0:
-        return header.invalid(f"has tensors for block {block}; the base {base.path.name} has {n_blocks} blocks")
-    return header.invalid(f"adapts {target!r}, a tensor which the base {base.path.name} does not have")
+        return header.invalid(f"has tensors for block {block}; the base has {n_blocks} blocks")
+    return header.invalid(f"adapts {target!r}, a tensor which the base does not have")
 
 
 def _block(name: str) -> int:

@@ -14,6 +14,13 @@ from modelctl.gguf_check.reader import Array, Header, Tensor
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+FLOAT_RANGES = {
+    "attention.layer_norm_rms_epsilon": (0.0, 1.0),
+    "attention.layer_norm_epsilon": (0.0, 1.0),
+    "rope.freq_base": (1.0, 1e30),
+    "rope.freq_base_swa": (1.0, 1e30),
+    "rope.scaling.factor": (1e-6, 1e6),
+}
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _ATTENTION = re.compile(r"blk\.\d+\.attn_(q|qkv)\.weight")
@@ -65,12 +72,13 @@ def base_info(header: Header) -> BaseInfo:
 
 
 def integer(header: Header, key: str, default: int | None = None) -> int:
-    """The integer under `key`. Raises `InvalidGGUF` when it is of another type, or missing without a default."""
+    """The number under `key`. Raises `InvalidGGUF` when it is no UINT32, all llama.cpp takes, or missing without a
+    default."""
     value = header.metadata.get(key, default)
     if value is None:
-        raise header.invalid(f"metadata {key!r} is missing; expected an integer")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise header.invalid(f"metadata {key!r} must be an integer, found {header.types[key]}")
+        raise header.invalid(f"metadata {key!r} is missing; expected a UINT32")
+    if not isinstance(value, int) or header.types.get(key, "UINT32") != "UINT32":
+        raise header.invalid(f"metadata {key!r} must be a UINT32, found {header.types[key]}")
     return value
 
 
@@ -87,8 +95,8 @@ def counts(header: Header, name: str) -> list[int]:
     return [int(element) for element in value.values()]
 
 
-def _string(header: Header, key: str) -> str:
-    value = header.metadata.get(key, "")
+def _string(header: Header, key: str, default: str = "") -> str:
+    value = header.metadata.get(key, default)
     if not isinstance(value, str):
         raise header.invalid(f"metadata {key!r} must be a string, found {header.types[key]}")
     return value
@@ -104,6 +112,10 @@ def _check_kind(header: Header) -> None:
         raise header.invalid("metadata 'general.architecture' is missing; expected the model's architecture")
     if header.architecture == "clip":
         raise header.invalid("is an image projector (architecture 'clip'); FROM needs a language model")
+    n_parts = header.metadata.get("split.count", 1)
+    if isinstance(n_parts, int) and n_parts > 1:
+        hint = "merge the parts with `llama-gguf-split --merge`, and give the one file"
+        raise header.invalid(f"is one of {n_parts} parts of a split model; expected a whole one", hint=hint)
     if not header.tensors:
         raise header.invalid("holds no tensors; expected a model with its weights")
 
@@ -113,18 +125,16 @@ def _check_sizes(header: Header) -> None:
     _in_range(header, f"{architecture}.block_count", 1, MAX_BLOCKS)
     _in_range(header, f"{architecture}.embedding_length", 1, 1 << 20)
     _in_range(header, f"{architecture}.context_length", 1, (1 << 31) - 1)
-    _in_range(header, f"{architecture}.expert_count", 0, MAX_EXPERTS, required=False)
-    _in_range(header, f"{architecture}.expert_used_count", 0, MAX_EXPERTS, required=False)
     _check_heads(header)
-    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
-        _check_epsilon(header, f"{architecture}.{name}")
-    scaling = _string(header, f"{architecture}.rope.scaling.type")
-    if scaling and scaling not in ROPE_SCALINGS:
+    _check_experts(header)
+    _check_floats(header)
+    scaling = _string(header, f"{architecture}.rope.scaling.type", "none")
+    if scaling not in ROPE_SCALINGS:
         raise header.invalid(f"has the unknown rope scaling {scaling!r}; expected one of {', '.join(ROPE_SCALINGS)}")
 
 
-def _in_range(header: Header, key: str, low: int, high: int, *, required: bool = True) -> None:
-    value = integer(header, key, None if required else low)
+def _in_range(header: Header, key: str, low: int, high: int) -> None:
+    value = integer(header, key)
     if not low <= value <= high:
         raise header.invalid(f"metadata {key!r} must be from {low} to {high}, found {value}")
 
@@ -134,35 +144,56 @@ def _check_heads(header: Header) -> None:
     if not any(_ATTENTION.match(name) for name in header.tensors):
         return
     n_head = counts(header, "attention.head_count")
-    if not n_head or max(n_head) < 1 or min(n_head) < 0:
-        raise header.invalid(f"metadata '{header.architecture}.attention.head_count' must be 1 or more")
     n_kv = counts(header, "attention.head_count_kv") or n_head
-    if max(n_kv) < 1 or min(n_kv) < 0:
-        raise header.invalid(f"metadata '{header.architecture}.attention.head_count_kv' must be 1 or more")
+    for name, numbers in (("head_count", n_head), ("head_count_kv", n_kv)):
+        if max(numbers, default=0) < 1 or min(numbers) < 0:
+            raise header.invalid(f"metadata '{header.architecture}.attention.{name}' must be 1 or more")
     if len(n_head) == len(n_kv) == 1 and n_head[0] % n_kv[0]:
         raise header.invalid(f"{n_head[0]} attention heads cannot share {n_kv[0]} key/value heads evenly")
 
 
-def _check_epsilon(header: Header, key: str) -> None:
-    value = header.metadata.get(key, 0.0)
-    if not isinstance(value, float) or not math.isfinite(value) or value < 0:
-        raise header.invalid(f"metadata {key!r} must be a finite number of 0 or more, found {value!r}")
+def _check_experts(header: Header) -> None:
+    key = f"{header.architecture}.expert_count"
+    n_experts = integer(header, key, 0)
+    n_used = max(counts(header, "expert_used_count"), default=0)
+    if n_experts > MAX_EXPERTS:
+        raise header.invalid(f"metadata {key!r} must be at most {MAX_EXPERTS}, found {n_experts}")
+    dense = header.architecture.startswith("hunyuan")  # writes one unused expert into its dense models
+    if n_used > n_experts or (n_experts > dense and not n_used):
+        raise header.invalid(f"uses {n_used} of {n_experts} experts at a time; expected 1 to {n_experts}")
+
+
+def _check_floats(header: Header) -> None:
+    """No parameter of the architecture may be NaN or infinite: one is enough to make every logit NaN."""
+    prefix = f"{header.architecture}."
+    for key, value in header.metadata.items():
+        if not key.startswith(prefix) or not isinstance(value, float):
+            continue
+        name = key.removeprefix(prefix)
+        if name == "rope.scaling.factor" and value == 0:  # how llama.cpp spells "none"
+            continue
+        low, high = FLOAT_RANGES.get(name, (-math.inf, math.inf))
+        if not math.isfinite(value) or not low <= value <= high:
+            limits = f"from {low:g} to {high:g}" if math.isfinite(low) else "finite"
+            raise header.invalid(f"metadata {key!r} must be {limits}, found {value:g}")
 
 
 def _check_tensors(header: Header) -> None:
     n_blocks = integer(header, f"{header.architecture}.block_count")
     blocks = {int(match[1]) for name in header.tensors if (match := _BLOCK.match(name))}
     if blocks and max(blocks) >= n_blocks:
-        raise header.invalid(f"has tensors for block {max(blocks)}, but '{header.architecture}.block_count' {n_blocks}")
+        raise header.invalid(
+            f"has tensors for block {max(blocks)}, but '{header.architecture}.block_count' is {n_blocks}"
+        )
     for tensor in header.tensors.values():
         _check_type(header, tensor)
 
 
 def _check_type(header: Header, tensor: Tensor) -> None:
-    """Norms and biases meet float32 activations element by element, which ggml does for F32 only; matrices may be
+    """Norms, biases and scales meet float32 activations element by element, which ggml does for F32 only; matrices may be
     floats or quantised, never integers."""
     name = tensor.name
-    if name.endswith(("_norm.weight", ".bias", "rope_freqs.weight")) and tensor.type != "F32":
+    if name.endswith(("_norm.weight", ".bias", ".scale", "rope_freqs.weight")) and tensor.type != "F32":
         raise header.invalid(f"tensor {name!r} has type {tensor.type}; expected F32")
     if len(tensor.shape) > 1 and name.endswith(".weight") and tensor.type in NOT_WEIGHTS:
         raise header.invalid(f"tensor {name!r} has type {tensor.type}; expected a float or quantised type")

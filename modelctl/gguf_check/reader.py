@@ -39,6 +39,7 @@ class InvalidGGUF(BadRequest):
 
     def __init__(self, path: Path, problem: str, *, hint: str | None = None) -> None:
         super().__init__(f"{path}: {problem}", hint=hint)
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,90 @@
+"""Load and decode GGUF files with llama.cpp, in a child process: a bad file ends the process, not the call.
+
+    python native.py BASE [ADAPTER...]     one JSON line a file: {"file": ..., "result": ...}
+
+A result is "ok", "refused" (llama.cpp said no) or "nan". A file that kills the child has no line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def results(base: Path, *adapters: Path) -> dict[str, str]:
+    """{file name: result} for the base, then for each adapter at scale 1. "died" for the file the child died on."""
+    command = [sys.executable, __file__, str(base), *map(str, adapters)]
+    child = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "GGML_NO_BACKTRACE": "1"}
+    )
+    lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+    found = {line["file"]: line["result"] for line in lines}
+    if child.returncode:
+        asked = [path.name for path in (base, *adapters)]
+        found[next(name for name in asked if name not in found)] = "died"
+    return found
+
+
+def _main(base: str, adapters: list[str]) -> None:
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p())
+    options = llama_cpp.llama_model_default_params()
+    options.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(base.encode(), options)
+    if not model:
+        return _print(base, "refused")
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = 32
+    settings.n_threads = settings.n_threads_batch = 1
+    context = llama_cpp.llama_init_from_model(model, settings)
+    if not context:
+        return _print(base, "refused")
+    _print(base, _decode(context))
+    for path in adapters:
+        adapter = llama_cpp.llama_adapter_lora_init(model, path.encode())
+        if not adapter:
+            _print(path, "refused")
+            continue
+        _set(context, [adapter])
+        _print(path, _decode(context))
+        _set(context, [])
+        llama_cpp.llama_adapter_lora_free(adapter)
+    return None
+
+
+def _set(context: object, adapters: list[object]) -> None:
+    import llama_cpp
+
+    handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(*adapters)
+    llama_cpp.llama_set_adapters_lora(context, handles, len(adapters), (ctypes.c_float * 1)(1.0))
+
+
+def _decode(context: object) -> str:
+    """A prompt of several tokens and one more: both shapes of kernels."""
+    import llama_cpp
+
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(llama_cpp.llama_get_model(context)))
+    for tokens in ([1, 5, 6, 7], [8]):
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))):
+            return "refused"
+        logits = llama_cpp.llama_get_logits_ith(context, -1)
+        if not all(math.isfinite(logits[i]) for i in range(n_vocab)):
+            return "nan"
+    return "ok"
+
+
+def _print(path: str, result: str) -> None:
+    print(json.dumps({"file": Path(path).name, "result": result}), flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2:])
