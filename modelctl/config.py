@@ -124,6 +124,8 @@ def _split_port(authority: str) -> tuple[str, int | None]:
     bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", authority)
     if bracketed:
         host, port = bracketed[1], bracketed[2]
+        if ":" not in host:
+            raise BadRequest(f"expected an IPv6 address in the brackets, got {host!r}")
     elif authority.count(":") == 1:
         host, port = authority.split(":")
     else:  # a bare name, or an IPv6 address without brackets
@@ -215,17 +217,24 @@ def _folders(env: Mapping[str, str]) -> dict[str, Any]:
             "log_path": home / "logs" / "daemon.log",
             "config_path": home / "config.yaml",
         }
+    try:
+        folders = _usual_folders()
+    except RuntimeError:  # newer platformdirs; older ones return `~/...` as it stands
+        folders = {}
+    if not folders or not all(path.is_absolute() for path in folders.values()):  # no HOME, and no passwd entry
+        raise UsageError("your home folder cannot be found", hint="set HOME, or MODELCTL_HOME to a folder for modelctl")
+    return folders
+
+
+def _usual_folders() -> dict[str, Path]:
     import platformdirs
 
-    folders = {
+    return {
         "home": platformdirs.user_data_path("modelctl", appauthor=False),
         "cache_dir": platformdirs.user_cache_path("modelctl", appauthor=False),
         "log_path": platformdirs.user_log_path("modelctl", appauthor=False) / "daemon.log",
         "config_path": platformdirs.user_config_path("modelctl", appauthor=False) / "config.yaml",
     }
-    if not all(path.is_absolute() for path in folders.values()):  # no HOME, and no passwd entry to take it from
-        raise UsageError("your home folder cannot be found", hint="set HOME, or MODELCTL_HOME to a folder for modelctl")
-    return folders
 
 
 def _absolute(path: Path) -> Path:
