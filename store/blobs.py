@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from . import ingest
 from .digest import Digest
-from .errors import BadSource, Corrupt, InvalidDigest, Mismatch, NotFound, StoreError, os_errors
+from .errors import BadSource, Corrupt, InvalidDigest, Mismatch, NotFound, StoreError, closing, os_errors
 from .ingest import Progress
 from .locks import Session
 
@@ -65,9 +65,9 @@ class Blobs:
         self.stat(digest)
         path = self.path(digest)
         with os_errors("read", path):
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-        with file:
-            yield file
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with closing(fd):
+            yield os.fdopen(fd, "rb", closefd=False)
 
     def read(self, digest: Digest, limit: int = READ_LIMIT) -> bytes:
         """All bytes of a small blob, checked against its digest. Raises `NotFound` or `Corrupt`."""
@@ -100,7 +100,7 @@ class Blobs:
     def adopt(self, source: Source, session: Session, terms: Terms) -> Put:
         """Stores the bytes of `source`: staged, hashed, synced, checked, renamed, and the folder synced."""
         if isinstance(source, Path):
-            with ingest.open_regular(source) as fd:
+            with os_errors("read", source), ingest.open_regular(source) as fd:
                 return self._adopt_file(_Incoming(source, fd), session, terms)
         if isinstance(source, bytes):
             source = io.BytesIO(source)
@@ -126,24 +126,26 @@ class Blobs:
                 digest = ingest.hash_file(out, terms.progress)
             elif terms.link and _link(file, linked := session.path()):
                 digest = file.check(ingest.hash_file(file.fd, terms.progress))
-                return self._publish(linked, file.fd, digest, terms, mode=None)
+                is_ours = file.path.is_relative_to(staged.parent)
+                return self._publish(linked, file.fd, digest, terms, keep_mode=not is_ours)
             else:
                 digest = file.check(ingest.copy_file(file.fd, out, terms.progress))
             return self._publish(staged, out, digest, terms)
 
     def _reuse(self, digest: Digest) -> Put:
+        size = self.stat(digest).st_size
         self.renew(digest)
-        return Put(digest, self.stat(digest).st_size, existed=True)
+        return Put(digest, size, existed=True)
 
-    def _publish(self, staged: Path, fd: int, digest: Digest, terms: Terms, mode: int | None = 0o444) -> Put:
+    def _publish(self, staged: Path, fd: int, digest: Digest, terms: Terms, keep_mode: bool = False) -> Put:
         """From here on the blob is either whole, synced and under its name, or not there."""
         if terms.expected not in (None, digest):
             raise Mismatch(f"expected {terms.expected}, got {digest}: the bytes are not what was promised")
         size = os.fstat(fd).st_size
         if self._is_stored(digest, size):
             return self._reuse(digest)
-        if mode is not None:  # a linked file keeps its own: it is the user's as well
-            os.fchmod(fd, mode)
+        if not keep_mode:  # a linked file is the user's as well
+            os.fchmod(fd, 0o444)
         os.fsync(fd)
         make_folder(self.folder)
         staged.rename(self.path(digest))
@@ -223,22 +225,19 @@ def make_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """The folder's entries are on disk. Raises `OSError`."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager
 def _create(session: Session) -> Iterator[tuple[Path, int]]:
     """A new staged file, open; gone at the end of the block unless it was renamed into its place."""
     staged = session.path()
-    fd = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        yield staged, fd
+        with closing(os.open(staged, flags, 0o600)) as fd:
+            yield staged, fd
     finally:
-        os.close(fd)
         with suppress(OSError):
             staged.unlink(missing_ok=True)
 

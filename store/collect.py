@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,6 +12,7 @@ from pathlib import Path
 from .blobs import sync_folder
 from .digest import Digest
 from .errors import Corrupt, os_errors
+from .locks import remove_tree
 from .store import Damage, Ref, Store
 
 GRACE = 3600.0  # seconds a blob without a model lives: an upload comes some time before the create that uses it
@@ -43,7 +44,7 @@ def collect(store: Store, *, grace: float = GRACE, dry_run: bool = False, force:
     Waits until no writer holds the store (`Locked` if that takes too long). Raises `Corrupt` and removes nothing while
     some name is damaged, since nobody knows which blobs it needs; `force` gives those up.
     """
-    if not store.root.exists():
+    if not os.path.lexists(store.root):
         return Collected()
     if dry_run:
         with store.reading():
@@ -108,6 +109,6 @@ def _clear_staging(staging: Path, own: Path | None) -> None:
             if entry == own:
                 continue
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
+                remove_tree(entry)
             else:
                 entry.unlink()

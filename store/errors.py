@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -94,6 +94,17 @@ def os_errors(doing: str, where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise translate(error, doing, where) from error
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Closes `fd` after the block, and takes no error for an answer: what had to reach the disk was synced before, and
+    nothing may fail a call that has taken effect."""
+    try:
+        yield fd
+    finally:
+        with suppress(OSError):
+            os.close(fd)
 
 
 def translate(error: OSError, doing: str, where: Path) -> StoreError:

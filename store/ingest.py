@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .digest import Digest
-from .errors import FULL, BadSource, Mismatch
+from .errors import FULL, BadSource, Mismatch, closing
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when unknown)
 
@@ -33,12 +33,10 @@ def open_regular(path: Path) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise BadSource(f"cannot read {path}: {error.strerror}") from error
-    try:
+    with closing(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BadSource(f"{path} is not a regular file")
         yield fd
-    finally:
-        os.close(fd)
 
 
 class Hasher:

@@ -20,11 +20,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import Locked, os_errors
+from .errors import Locked, closing, os_errors
 
 SPEAK_AFTER = 1.0  # seconds of waiting before the user hears why
 _SESSION = re.compile(r"(\d+)\.(\d+)\.([\w-]+)\.[0-9a-f]+")
@@ -54,7 +54,7 @@ class Session:
         self._lock = -1
 
     def open(self) -> Path:
-        """The folder, made and locked."""
+        """The folder, made and locked. Raises `OSError`."""
         while self.folder is None:
             self._staging.mkdir(parents=True, exist_ok=True)
             folder = self._staging / f"{os.getpid()}.{int(time.time())}.{command()}.{secrets.token_hex(4)}"
@@ -68,13 +68,15 @@ class Session:
         return self.folder
 
     def path(self) -> Path:
-        """A fresh path to stage one file at."""
-        return self.open() / str(next(self._count))
+        """A fresh path to stage one file or folder at. Raises `StoreError`."""
+        with os_errors("write in", self._staging):
+            return self.open() / str(next(self._count))
 
     def close(self) -> None:
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self._lock)
+            remove_tree(self.folder)
+            with suppress(OSError):
+                os.close(self._lock)
             self.folder = None
 
 
@@ -131,11 +133,10 @@ def flocked(
     second, then raises `Locked` with the same words."""
     with os_errors("lock", path):
         fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        _wait(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, patience, blame, waiting)
+    with closing(fd):
+        with os_errors("lock", path):
+            _wait(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, patience, blame, waiting)
         yield
-    finally:
-        os.close(fd)
 
 
 def _wait(fd: int, mode: int, patience: float, blame: Callable[[], str], waiting: Waiting) -> None:
@@ -157,9 +158,13 @@ def _wait(fd: int, mode: int, patience: float, blame: Callable[[], str], waiting
 def sessions(staging: Path) -> list[tuple[Path, Holder, bool]]:
     """Every session there is: its folder, whose it is, and whether that process still lives."""
     found = []
-    for folder in sorted(staging.glob("*.*.*.*")):
+    try:
+        folders = sorted(staging.iterdir())
+    except OSError:
+        return []
+    for folder in folders:
         match = _SESSION.fullmatch(folder.name)
-        if match and not folder.is_symlink():
+        if match:
             holder = Holder(int(match[1]), match[3].replace("-", " "), float(match[2]))
             found.append((folder, holder, _is_held(folder)))
     return found
@@ -171,7 +176,7 @@ def sweep(staging: Path) -> int:
     for folder in dead:
         with _try_lock(folder, fcntl.LOCK_EX) as free:
             if free:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
     return len(dead)
 
 
@@ -187,15 +192,19 @@ def _try_lock(folder: Path, mode: int) -> Iterator[bool]:
     except OSError:  # gone meanwhile, or not ours to look into: leave it alone
         yield False
         return
-    try:
-        fcntl.flock(fd, mode | fcntl.LOCK_NB)
-        free = True
-    except OSError:
-        free = False
-    try:
+    with closing(fd):
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            free = True
+        except OSError:
+            free = False
         yield free
-    finally:
-        os.close(fd)
+
+
+def remove_tree(folder: Path) -> None:
+    """As much of it as can be removed; what is left is litter for the next gc."""
+    with suppress(OSError):  # rmtree ignores some errors only
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def command() -> str:

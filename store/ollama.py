@@ -20,7 +20,7 @@ from .manifest import MAX_BYTES, Layer, Manifest, parse_json
 from .names import ModelName
 from .store import Ref, Store
 
-Describe = Callable[[Path], Mapping[str, str]]
+Describe = Callable[[Path, Path], Mapping[str, str]]
 
 _TREES = ("manifests-v2", "manifests")
 PLACES = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models")
@@ -72,7 +72,8 @@ def import_models(
     """Imports the models named, or all; one that fails does not stop the others.
 
     Files are shared by reflink or hard link where the file system can, else copied. `describe` gives further
-    annotations (rank, alpha, target modules) for an adapter file. Raises `NotFound` for a name that is not there.
+    annotations (rank, alpha, target modules) for the files of an adapter and of its base. Raises `NotFound` for a name
+    that is not there.
     """
     there = models(folder)
     for name in [_find(name, there, folder) for name in names] or sorted(there):
@@ -143,10 +144,11 @@ def _blob(folder: Path, layer: Layer) -> Path:
 def _translate(source: Manifest, name: ModelName, store: Store, describe: Describe | None) -> Manifest:
     """The same layers; each adapter says its name, its place, and the scale at which Ollama ran it."""
     layers: list[Layer] = []
+    bases = source.of_type(media.MODEL)
     n_adapters = 0
     for layer in source.layers:
         if layer.media_type == media.ADAPTER:
-            facts = describe(store.blob(layer.digest)) if describe else {}
+            facts = describe(store.blob(layer.digest), store.blob(bases[0].digest)) if describe and bases else {}
             layer = replace(layer, annotations={**facts, **_adapter(n_adapters, name)})
             n_adapters += 1
         layers.append(layer)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .blobs import make_folder, sync_folder
-from .errors import Corrupt, InvalidName, NotFound, StoreError, os_errors
+from .errors import Corrupt, InvalidName, NotFound, StoreError, closing, os_errors
 from .locks import Session
 from .manifest import Layer, parse_json
 from .names import ModelName
@@ -51,19 +52,21 @@ class Refs:
         """Where the name lies: existing folders and files in their own spelling, the rest in the caller's."""
         path = self.root
         for part in _parts(name)[: self._depth]:
-            path = _match(path, part)
+            with os_errors("look up", path / part):
+                path = _match(path, part)
         return path
 
     def entry(self, path: Path) -> Entry:
         """The entry at a path that `locate` gave. Raises `NotFound`."""
         name = _name(path.relative_to(self.root).parts)
-        try:
-            modified = path.lstat().st_mtime
-        except OSError:
-            name = None
-        if name is None:
+        with os_errors("look at", path):
+            try:
+                status = path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                status = None
+        if name is None or status is None or stat.S_ISDIR(status.st_mode):
             raise NotFound(f"nothing at {path}")
-        return Entry(name, path, modified)
+        return Entry(name, path, status.st_mtime)
 
     def read(self, path: Path) -> Layer:
         """The descriptor of the manifest a ref file points at. Raises `NotFound` or `Corrupt`."""
@@ -78,19 +81,19 @@ class Refs:
         except Corrupt as error:
             raise Corrupt(f"{path} is damaged: {error.message}", hint="create the model again") from None
 
-    def write(self, name: ModelName, manifest: Layer, session: Session) -> Path:
+    def write(self, name: ModelName, manifest: Layer, session: Session) -> Entry:
         """The name points at the manifest, durably. On failure it points where it did."""
         path = self.locate(name)
         with os_errors("write", path):
             before = _before(path)
             make_folder(path.parent)
-            _replace(path, json.dumps(manifest.to_json()).encode(), session)
+            modified = _replace(path, json.dumps(manifest.to_json()).encode(), session)
             try:
                 self._sync_up(path)
             except OSError:
                 _restore(path, before, session)
                 raise
-        return path
+        return Entry(_name(path.relative_to(self.root).parts) or name, path, modified)
 
     def remove(self, path: Path, session: Session) -> None:
         """The file is not there, durably; folders it leaves empty go too. On failure it is there as before."""
@@ -111,10 +114,14 @@ class Refs:
                 yield found
                 continue
             path = Path(found.path)
-            name = _name(path.relative_to(self.root).parts)
-            if name is not None and not found.is_dir(follow_symlinks=False):
-                with suppress(FileNotFoundError):  # removed meanwhile
-                    yield Entry(name, path, found.stat(follow_symlinks=False).st_mtime)
+            if _name(path.relative_to(self.root).parts) is None:
+                continue
+            try:
+                yield self.entry(path)
+            except NotFound:  # removed meanwhile, or a folder
+                continue
+            except StoreError as error:
+                yield Unreadable(path, error.message)
 
     def foreign(self) -> Iterator[Path]:
         """What lies in the tree and is no ref: bad names, folders too deep, files too high up, links."""
@@ -133,7 +140,7 @@ class Refs:
             for found in _walk(self.root, depth):
                 if not isinstance(found, Unreadable) and found.is_dir(follow_symlinks=False):
                     yield Path(found.path)
-        if self.root.is_dir():
+        if os.path.lexists(self.root):
             yield self.root
 
     def _sync_up(self, path: Path) -> None:
@@ -170,15 +177,20 @@ def _name(parts: tuple[str, ...]) -> ModelName | None:
 def _match(folder: Path, part: str) -> Path:
     """The entry of `folder` that is `part` in some case, exact spelling first; refuses to walk through a link."""
     path = folder / part
-    if not os.path.lexists(path):
-        try:
-            names = sorted(entry.name for entry in folder.iterdir())
-        except OSError:
-            names = []
-        path = folder / next((name for name in names if name.lower() == part.lower()), part)
-    if path.is_symlink():
-        raise Corrupt(f"{path} is a symbolic link, which a store never has", hint="see `modelctl verify --repair`")
+    try:
+        if stat.S_ISLNK(path.lstat().st_mode):
+            raise Corrupt(f"{path} is a symbolic link, which a store never has", hint="see `modelctl verify --repair`")
+    except (FileNotFoundError, NotADirectoryError):
+        others = [name for name in _names(folder) if name.lower() == part.lower() and name != part]
+        return _match(folder, others[0]) if others else path
     return path
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _walk(folder: Path, depth: int) -> Iterator[os.DirEntry[str] | Unreadable]:
@@ -200,11 +212,8 @@ def _walk(folder: Path, depth: int) -> Iterator[os.DirEntry[str] | Unreadable]:
 
 
 def _read(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         return os.read(fd, _LIMIT)
-    finally:
-        os.close(fd)
 
 
 def _before(path: Path) -> bytes | None:
@@ -225,16 +234,17 @@ def _restore(path: Path, before: bytes | None, session: Session) -> None:
             _replace(path, before, session)
 
 
-def _replace(path: Path, data: bytes, session: Session) -> None:
+def _replace(path: Path, data: bytes, session: Session) -> float:
+    """The new file's mtime."""
     staged = session.path()
-    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with closing(os.open(staged, flags, 0o644)) as fd:
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(fd)
-    finally:
-        os.close(fd)
+        modified = os.fstat(fd).st_mtime
     staged.rename(path)
+    return modified
 
 
 def missing(name: ModelName) -> NotFound:

@@ -133,8 +133,7 @@ class Store:
         if target.digest is not None:
             raise StoreError(f"{target.short} is pinned and cannot change", hint="leave out the @sha256:…")
         with self.writing() as session, self._changing_names():
-            path = self.refs.write(target, self._descriptor(manifest), session)
-            return self.load(self.refs, path)
+            return self._point(self.refs, target, manifest, session)
 
     def remove(self, name: str | ModelName) -> None:
         """The name (or the pin, for a pinned name) is not in the store; its blobs are gc's business.
@@ -145,8 +144,10 @@ class Store:
         refs = self.pins if wanted.digest else self.refs
         with self.writing() as session, self._changing_names():
             path = refs.locate(wanted)
-            if not path.is_file():
-                raise missing(wanted)
+            try:
+                refs.entry(path)
+            except NotFound:
+                raise missing(wanted) from None
             refs.remove(path, session)
 
     def copy(self, source: str | ModelName, destination: str | ModelName) -> Ref:
@@ -160,8 +161,7 @@ class Store:
         """What the name points at now stays, as `name@sha256:…`, whatever becomes of the name. `remove` undoes it."""
         with self.writing() as session, self._changing_names():
             found = self.resolve(name)
-            path = self.pins.write(replace(found.name, digest=found.digest), self._descriptor(found.digest), session)
-            return self.load(self.pins, path)
+            return self._point(self.pins, replace(found.name, digest=found.digest), found.digest, session)
 
     def list(self) -> list[Ref]:
         """Every model, newest first. Damaged ones are left out; `damaged()` has them."""
@@ -211,8 +211,12 @@ class Store:
             if size != layer.size:
                 raise Corrupt(f"blob {layer.digest} has {size} bytes, its manifest says {layer.size}")
 
-    def _descriptor(self, manifest: Digest) -> Layer:
-        return Layer(media.MANIFEST, manifest, self.blobs.stat(manifest).st_size)
+    def _point(self, refs: Refs, name: ModelName, digest: Digest, session: Session) -> Ref:
+        """Reads the manifest first: once the name is written, nothing may fail."""
+        data = self.read(digest, MAX_BYTES)
+        manifest = Manifest.from_bytes(data)
+        entry = refs.write(name, Layer(media.MANIFEST, digest, len(data)), session)
+        return Ref(entry.name, digest, manifest, entry.modified)
 
     def _resolve_pinned(self, wanted: ModelName, digest: Digest) -> Ref:
         with suppress(NotFound, Corrupt):

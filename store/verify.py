@@ -17,7 +17,7 @@ from pathlib import Path
 from . import blobs
 from .blobs import make_folder, sync_folder
 from .digest import Digest
-from .errors import NotFound, StoreError, os_errors
+from .errors import NotFound, StoreError, closing, os_errors
 from .store import Damage, Ref, Store
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -54,9 +54,9 @@ def verify(
 
     An interrupted run is taken up where it stopped unless `resume` is False. 0 threads: one a core, at most 4.
     """
-    if not store.root.exists():
+    if not os.path.lexists(store.root):
         return Report()
-    with store.reading(), _Journal(store.root / "verified", resume) as journal:
+    with os_errors("verify", store.root), store.reading(), _Journal(store.root / "verified", resume) as journal:
         check = _Check(store, repair, journal, progress)
         check.blobs(n_threads or min(4, os.cpu_count() or 1))
         check.names()
@@ -147,9 +147,8 @@ class _Check:
     def _hash(self, path: Path) -> str:
         sha = hashlib.sha256()
         buffer = memoryview(bytearray(_CHUNK))
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            while not self._stopped.is_set() and (n := file.readinto(buffer)):
+        with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            while not self._stopped.is_set() and (n := os.readv(fd, [buffer])):
                 sha.update(buffer[:n])
                 self._advance(n)
         return sha.hexdigest()
@@ -209,7 +208,8 @@ class _Journal:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            with suppress(OSError):
+                os.close(self._fd)
 
     def has(self, path: Path, digest: Digest) -> bool:
         return bool(self._good) and self._line(path, digest) in self._good
