@@ -49,7 +49,7 @@ def decode(data: bytes, kind: type[T]) -> T:
     """Raises `BadRequest` for whatever is wrong: syntax, types, numbers out of range, depth."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadRequest(f"the request body is wrong: {error}") from None
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None

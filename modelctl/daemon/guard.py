@@ -43,7 +43,7 @@ class Guard:
             _check_host(headers, scope["server"])
             origin = self._checked_origin(headers)
         except ModelctlError as error:
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(scope["path"], error)(scope, receive, _with_headers(send, None))
             return
         send = _with_headers(send, origin)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:

@@ -88,19 +88,26 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     )
     host, port = listener.getsockname()[:2]
     log.info("modelctl %s listens on %s, port %d; models in %s", __version__, host, port, config.store_root)
+    server = Server(settings, runners)
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sig, server.told_to_stop)
     try:
-        await Server(settings, runners).serve(sockets=[listener])
+        await server.serve(sockets=[listener])
     finally:
         await runners.close()
         log.info("stopped")
 
 
 class Server(uvicorn.Server):
-    """Ends in order on the first signal, with `DRAIN` seconds for what is in flight; at once on the second."""
+    """Ends in order when told to stop, with `DRAIN` seconds for what is in flight; at once when told again."""
 
     def __init__(self, config: uvicorn.Config, runners: Runners) -> None:
         super().__init__(config)
         self._runners = runners
+
+    def told_to_stop(self) -> None:
+        self.force_exit, self.should_exit = self.should_exit, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping; answers in flight have %g s", DRAIN)
@@ -117,18 +124,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but the signal is not raised again afterwards: an orderly end has exit code 0."""
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sig, self._told_to_stop)
-        try:
-            yield
-        finally:
-            for sig in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(sig)
-
-    def _told_to_stop(self) -> None:
-        self.force_exit, self.should_exit = self.should_exit, True
+        """Nothing: uvicorn's would raise the signal again afterwards, but an orderly end has exit code 0."""
+        yield
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -144,4 +141,5 @@ def _configure_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.raiseExceptions = False  # a full disk under the log is no reason to stop

@@ -14,7 +14,7 @@ from modelctl.api.native import Lora
 from modelctl.config import Config, parse_duration
 from modelctl.daemon.mixes import Mixes, chosen
 from modelctl.daemon.runners import Runners
-from modelctl.errors import BadRequest
+from modelctl.errors import BadRequest, RunnerDied
 from modelctl.mix import split_model
 from modelctl.model import Model
 from modelctl.runner.frames import Delta, Generate, Prompt, Rendered, Sampling
@@ -88,15 +88,25 @@ class Service:
         return Job(asked, model, scales, checked, sampling, prompt, keep_alive, shift)
 
     async def run(self, job: Job) -> AsyncIterator[Delta]:
-        """The deltas of the answer. To stop it early, close the iterator."""
-        async with self.runners.lease(job.model, job.options, job.keep_alive) as lease:
-            job.load_ns = lease.load_ns
-            stream = lease.process.submit(job.frame(), job.model.name)
-            try:
-                async for delta in stream:
-                    yield delta
-            finally:
-                stream.close()
+        """The deltas of the answer. To stop it early, close the iterator.
+
+        A runner that dies before it said anything is replaced, once: it may have been dead when the request came.
+        """
+        for last_try in (False, True):
+            async with self.runners.lease(job.model, job.options, job.keep_alive) as lease:
+                job.load_ns += lease.load_ns
+                stream = lease.process.submit(job.frame(), job.model.name)
+                silent = True
+                try:
+                    async for delta in stream:
+                        silent = False
+                        yield delta
+                    return
+                except RunnerDied:
+                    if last_try or not silent or lease.process.stopping:
+                        raise
+                finally:
+                    stream.close()
 
     async def render(self, job: Job) -> Rendered:
         """The prompt as the model would read it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,9 @@ PARAMETER num_ctx 1024
 
 class Quiet:
     def status(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
         pass
 
     def progress(self, label: str, done: int, total: int) -> None:
@@ -92,6 +96,12 @@ class Daemon:
 
     def say(self, model: str, text: str, **fields: Any) -> str:
         return str(self.chat(model, text, **fields)["message"]["content"])
+
+    def raw(self, data: bytes) -> bytes:
+        """What comes back for bytes that no client would send, until the daemon hangs up."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(data)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def stop(self) -> int:
         if self.process.poll() is None:

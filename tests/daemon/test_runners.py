@@ -67,7 +67,7 @@ def with_runners(**settings: Any) -> Callable[[Callable[[Runners], Awaitable[Non
                 await runners.close()
             assert all(gone(process.pid) for process in spawned if process.pid)
 
-        del run.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for its fixtures
+        del run.__wrapped__  # pytest would ask for its fixtures
         return run
 
     return decorate
