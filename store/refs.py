@@ -70,12 +70,11 @@ class Refs:
 
     def read(self, path: Path) -> Layer:
         """The descriptor of the manifest a ref file points at. Raises `NotFound` or `Corrupt`."""
-        try:
-            data = _read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"nothing at {path}") from None
-        except OSError as error:
-            raise Corrupt(f"{path} cannot be read: {error.strerror}") from error
+        with os_errors("read", path):
+            try:
+                data = _read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFound(f"nothing at {path}") from None
         try:
             return Layer.from_json(parse_json(data, "file"))
         except Corrupt as error:

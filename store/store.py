@@ -48,11 +48,13 @@ class Ref:
 
 @dataclass(frozen=True)
 class Damage:
-    """A name that cannot be resolved, or (`name` is None) a folder of names that cannot be read: where, and why."""
+    """A name that cannot be resolved, or (`name` is None) a folder of names that cannot be read: where, and why.
+    `is_certain`: what lies there is wrong; else the disk did not let us see it, and may the next time."""
 
     name: ModelName | None
     path: Path
     problem: str
+    is_certain: bool = False
 
 
 class Store:
@@ -186,7 +188,7 @@ class Store:
             except NotFound:
                 pass  # removed meanwhile
             except StoreError as error:
-                yield Damage(entry.name, entry.path, error.message)
+                yield Damage(entry.name, entry.path, error.message, isinstance(error, Corrupt))
 
     def load(self, refs: Refs, path: Path) -> Ref:
         """What a ref file points at. Raises `NotFound` if there is no such file, `Corrupt` for anything else."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import blobs
 from .blobs import make_folder, sync_folder
 from .digest import Digest
-from .errors import NotFound, StoreError, closing, os_errors
+from .errors import Corrupt, NotFound, StoreError, closing, os_errors
 from .store import Damage, Ref, Store
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -50,7 +50,8 @@ class Report:
 def verify(
     store: Store, *, repair: bool = False, resume: bool = True, progress: Progress | None = None, n_threads: int = 0
 ) -> Report:
-    """Hashes every blob and loads every name. `repair` moves what is wrong to `quarantine/`; nothing is ever deleted.
+    """Hashes every blob and loads every name. `repair` moves what is wrong to `quarantine/`, not what only could not be
+    read; nothing is ever deleted.
 
     An interrupted run is taken up where it stopped unless `resume` is False. 0 threads: one a core, at most 4.
     """
@@ -82,9 +83,9 @@ class _Check:
         self.report.n_blobs = len(found)
         with ThreadPoolExecutor(n_threads) as pool:
             try:
-                for digest, what in pool.map(self._check_blob, sorted(found, key=lambda blob: -blob[1])):
+                for digest, what, is_certain in pool.map(self._check_blob, sorted(found, key=lambda blob: -blob[1])):
                     if what:
-                        self._lose(digest, what)
+                        self._lose(digest, what, is_certain)
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -124,25 +125,25 @@ class _Check:
             else:
                 self._lose(digest, f"{blobs.kind(status.st_mode)} where a blob should be")
 
-    def _check_blob(self, blob: tuple[Digest, int]) -> tuple[Digest, str]:
-        """(digest, what is wrong with it, if anything)."""
+    def _check_blob(self, blob: tuple[Digest, int]) -> tuple[Digest, str, bool]:
+        """(digest, what is wrong with it, if anything, and whether that is certain)."""
         digest, size = blob
         path = self._store.blobs.path(digest)
         if self._journal.has(path, digest):
             self._advance(size, resumed=1)
-            return digest, ""
+            return digest, "", True
         try:
             found = self._hash(path)
         except FileNotFoundError:  # quarantined by another verify
-            return digest, ""
+            return digest, "", True
         except OSError as error:
-            return digest, f"cannot be read: {error.strerror}"
+            return digest, f"cannot be read: {error.strerror}", False
         if self._stopped.is_set():
-            return digest, ""
+            return digest, "", True
         if found != digest.hex:
-            return digest, f"damaged: its bytes hash to sha256:{found}"
+            return digest, f"damaged: its bytes hash to sha256:{found}", True
         self._journal.add(path, digest)
-        return digest, ""
+        return digest, "", True
 
     def _hash(self, path: Path) -> str:
         sha = hashlib.sha256()
@@ -170,24 +171,22 @@ class _Check:
             except NotFound:
                 self._lose(layer.digest, "missing")
             except StoreError as error:
-                self._lose(layer.digest, error.message)
+                self._lose(layer.digest, error.message, isinstance(error, Corrupt))
             else:
                 if size != layer.size:
                     what = f"has {size} bytes where the manifest of {ref.name.short} says {layer.size}"
                     self.report.problems.append(Problem(path, what, (ref.name.short,)))
 
     def _name(self, damage: Damage) -> None:
-        if damage.name is None:
-            self.report.problems.append(Problem(damage.path, damage.problem))
-        else:
-            self._found(damage.path, damage.problem, (damage.name.short,))
+        models = (damage.name.short,) if damage.name else ()
+        self._found(damage.path, damage.problem, models, damage.is_certain)
 
-    def _lose(self, digest: Digest, what: str) -> None:
+    def _lose(self, digest: Digest, what: str, is_certain: bool = True) -> None:
         self._lost.add(digest)
-        self._found(self._store.blobs.path(digest), what, tuple(sorted(self._needed_by.get(digest, ()))))
+        self._found(self._store.blobs.path(digest), what, tuple(sorted(self._needed_by.get(digest, ()))), is_certain)
 
-    def _found(self, path: Path, what: str, models: tuple[str, ...] = ()) -> None:
-        moved_to = _quarantine(self._store, self._folder, path) if self._repair else None
+    def _found(self, path: Path, what: str, models: tuple[str, ...] = (), is_certain: bool = True) -> None:
+        moved_to = _quarantine(self._store, self._folder, path) if self._repair and is_certain else None
         self.report.problems.append(Problem(path, what, models, moved_to))
 
 
