@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from .literals import number_hint, read_float
-from .names import reason_against, valid_name
+from .names import adapter_name, reason_against, valid_name
 from .nodes import Adapter, Span
 from .paths import check_path
 from .source import BLANKS, Mistake, Source, quoted
@@ -29,9 +29,10 @@ _PATH_END = {
 def adapter(source: Source, first: int, pos: int) -> Adapter:
     line = required(source, first, pos, read_line(source, pos), "a path", EXAMPLE)
     path, clauses = _split(line)
-    required(source, first, pos, path, "a path", EXAMPLE)
+    if not path.text.strip():
+        raise Mistake(first, line.end, "ADAPTER needs a path", f"for example {EXAMPLE}")
     words = [clauses.part(*match.span()) for match in re.finditer(r"[^ \t]+", clauses.text)]
-    name, words = _as(words)
+    name, words = _as(words, path)
     scale, words = _scale(words)
     if words:
         raise _leftover(words, name, scale)
@@ -70,8 +71,13 @@ def _split_quoted(line: Value, quote: str) -> tuple[Value, Value]:
     if last < 0:
         raise Mistake(line.start, line.start + body, f"this {quote} is never closed", f"put {quote} after the path")
     rest = line.text[last + body :].strip(BLANKS)
-    hint = f"write SCALE {rest}" if read_float(rest) is not None else f"for example {EXAMPLE}"
-    hint = COMMENT_HINT if rest.startswith("#") else hint
+    hint = f"for example {EXAMPLE}"
+    if rest.startswith("#"):
+        hint = COMMENT_HINT
+    elif read_float(rest) is not None:
+        hint = f"write SCALE {rest}"
+    elif reason_against(rest) is None:
+        hint = f"write AS {rest}"
     raise Mistake(line.end - len(rest), line.end, "text after the closing quote", hint)
 
 
@@ -92,12 +98,13 @@ def _refuse_bare_clause(path: Value) -> None:
     raise Mistake(path.end - len(last), path.end, f"expected AS or SCALE after the path, not {quoted(last)}", hint)
 
 
-def _as(words: list[Value]) -> tuple[str | None, list[Value]]:
+def _as(words: list[Value], path: Value) -> tuple[str | None, list[Value]]:
     """[AS name]"""
     if not words or words[0].text.upper() != "AS":
         return None, words
     if len(words) < 2 or (words[1].text.upper() == "SCALE" and len(words) < 4):
-        raise Mistake(words[0].start, words[0].end, "AS needs a name", f"for example {EXAMPLE}")
+        hint = f"for example AS {adapter_name(path.text)}"
+        raise Mistake(words[0].start, words[0].end, "AS needs a name", hint)
     name = words[1]
     if reason := reason_against(name.text):
         hint = f"for example AS {valid_name(name.text)}"
@@ -110,11 +117,12 @@ def _scale(words: list[Value]) -> tuple[float | None, list[Value]]:
     if not words or words[0].text.upper() != "SCALE":
         return None, words
     if len(words) < 2:
-        raise Mistake(words[0].start, words[0].end, "SCALE needs a number", f"for example {EXAMPLE}")
+        raise Mistake(words[0].start, words[0].end, "SCALE needs a number", "for example SCALE 0.8")
     typed, scale = words[1], read_float(words[1].text)
     if scale is None or abs(scale) > MAX_SCALE:
         hint = number_hint(typed.text, whole=False) if scale is None else None
-        message = f"SCALE takes a number from -100 to 100, not {quoted(typed.text)}"
+        shown = quoted(typed.text) if scale is None else typed.text
+        message = f"SCALE takes a number from -100 to 100, not {shown}"
         raise Mistake(typed.start, typed.end, message, hint)
     return scale, words[2:]
 
@@ -129,8 +137,8 @@ def _leftover(words: list[Value], name: str | None, scale: float | None) -> Mist
     if clause and sign:
         at = word.start + len(clause)
         return Mistake(at, at + 1, f"expected a space after {clause}, not '='", f"write {clause} {value}".rstrip())
-    if clause == "AS" and name is None and rest:
-        hint = f"write AS {rest[0].text} SCALE {scale!r}"
+    if clause == "AS" and name is None:
+        hint = f"write AS {rest[0].text if rest else 'math'} SCALE {scale!r}"
         return Mistake(word.start, word.end, "AS must stand before SCALE", hint)
     if clause:
         hint = f"if the first {clause} belongs to the path, put quotes around the path"

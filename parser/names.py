@@ -21,7 +21,7 @@ def adapter_name(path: str) -> str:
 
 def valid_name(text: str) -> str:
     """`text` as an adapter name: accents dropped, `-` for anything else that a name may not hold."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
     name = re.sub(r"[^a-zA-Z0-9_\-.:]+", "-", plain).strip("-.:")
     return name if reason_against(name) is None else f"adapter-{name}".rstrip("-")
 
@@ -39,4 +39,4 @@ def reason_against(name: str) -> str | None:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely was meant to be."""
-    return next(iter(difflib.get_close_matches(word[:40], known, n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(word[:40], known, n=1, cutoff=0.7)), None)

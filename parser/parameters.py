@@ -71,6 +71,17 @@ _TABLE = (
     _int("repeat_last_n", 64, -1, "how many recent tokens the penalties look at; 0: off, -1: the whole context"),
     _float("presence_penalty", 0.0, -100, 100, "above 0, make tokens less likely once they were used"),
     _float("frequency_penalty", 0.0, -100, 100, "above 0, make tokens less likely for each time they were used"),
+    _int("mirostat", 0, 0, "choose tokens by Mirostat 1 or 2 instead of top_k, top_p and min_p; 0: off", high=2),
+    _float("mirostat_tau", 5.0, 0, 100, "the surprise that Mirostat aims at"),
+    _float("mirostat_eta", 0.1, 0, 1, "how fast Mirostat corrects itself"),
+    _float("dry_multiplier", 0.0, 0, 100, "above 0, make tokens less likely that would repeat a longer passage (DRY)"),
+    _float("dry_base", 1.75, 1, 100, "how fast DRY's penalty grows with the passage's length"),
+    _int("dry_allowed_length", 2, 0, "the longest passage that DRY lets repeat freely"),
+    _float("xtc_probability", 0.0, 0, 1, "how often the likeliest tokens are skipped for surprise (XTC); 0: off"),
+    _float("xtc_threshold", 0.1, 0, 1, "XTC skips all but the least likely of the tokens above this probability"),
+    _int("min_tokens", 0, 0, "fewest tokens in an answer"),
+    ParameterSpec("ignore_eos", bool, False, None, None, "go on when the model would end its answer"),
+    ParameterSpec("deterministic", bool, False, None, None, "the same seed gives the same bits in any company; slower"),
     _int("num_ctx", 0, 0, "context length in tokens; 0: chosen when the model is loaded"),
     _int("num_keep", 4, -1, "prompt tokens kept when an answer outgrows the context; -1: all"),
     _int("num_batch", 512, 1, "most prompt tokens computed in one step"),
@@ -80,7 +91,7 @@ _TABLE = (
     ParameterSpec("use_mmap", bool, None, None, None, "map the model file into memory instead of reading it"),
     _int("draft_num_predict", 4, 0, "tokens that a DRAFT model proposes at a time"),
     *map(_deprecated, ("penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")),
-    *map(_deprecated, ("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z", "num_gqa", "numa", "embedding_only")),
+    *map(_deprecated, ("tfs_z", "num_gqa", "numa", "embedding_only")),
 )
 
 PARAMETERS: Mapping[str, ParameterSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
@@ -100,6 +111,8 @@ _ALIASES = {
     "n_predict": "num_predict",
     "n_threads": "num_thread",
     "repetition_penalty": "repeat_penalty",
+    "stop_sequence": "stop",
+    "stop_sequences": "stop",
     "temp": "temperature",
     "threads": "num_thread",
     "typical": "typical_p",
@@ -114,7 +127,11 @@ def check_value(name: str, value: object) -> Scalar | list[str]:
         return value if isinstance(value, Scalar) else str(value)
     if spec.type is str:
         return _check_stops(name, value)
-    return _in_range(spec, _READ[spec.type](name, value))
+    number = _READ[spec.type](value)
+    if number is None or not _in_range(spec, number):
+        message = f"{name} takes {_wanted(spec, number)}, not {_shown(value)}"
+        raise ParameterError(message, _hint(spec, value, number))
+    return number
 
 
 def find(name: str) -> ParameterSpec:
@@ -160,37 +177,27 @@ _WORDS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": F
 _NEARLY = {"yes": "write true", "on": "write true", "no": "write false", "off": "write false"}
 
 
-def _read_int(name: str, value: object) -> int:
-    if isinstance(value, str) and (number := read_int(value.strip())) is not None:
-        return number
+def _read_int(value: object) -> int | None:
+    if isinstance(value, str):
+        return read_int(value.strip())
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    hint = number_hint(value, whole=True) if isinstance(value, str) else None
-    raise ParameterError(f"{name} takes a whole number, not {_shown(value)}", hint)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _read_float(name: str, value: object) -> float:
-    if isinstance(value, str) and (number := read_float(value.strip())) is not None:
-        return number
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT:
-        return float(value)
-    hint = number_hint(value, whole=False) if isinstance(value, str) else None
-    raise ParameterError(f"{name} takes a number, not {_shown(value)}", hint)
+def _read_float(value: object) -> float | None:
+    if isinstance(value, str):
+        return read_float(value.strip())
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
+    return float(value) if number else None  # type: ignore[arg-type]  # a number: just checked
 
 
-def _read_bool(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
+def _read_bool(value: object) -> bool | None:
     word = value.strip().lower() if isinstance(value, str) else ""
-    if word in _WORDS:
-        return _WORDS[word]
-    hint = COMMENT_HINT if isinstance(value, str) and " #" in value else _NEARLY.get(word)
-    raise ParameterError(f"{name} takes true or false, not {_shown(value)}", hint)
+    return value if isinstance(value, bool) else _WORDS.get(word)
 
 
-_READ: Mapping[type[Scalar], Callable[[str, object], Scalar]] = {int: _read_int, float: _read_float, bool: _read_bool}
+_READ: Mapping[type[Scalar], Callable[[object], Scalar | None]] = {int: _read_int, float: _read_float, bool: _read_bool}
 
 
 def _check_stops(name: str, value: object) -> str | list[str]:
@@ -203,24 +210,35 @@ def _check_stops(name: str, value: object) -> str | list[str]:
     return value if isinstance(value, str) else [str(text) for text in texts]
 
 
-def _in_range(spec: ParameterSpec, value: Scalar) -> Scalar:
-    if isinstance(value, str) or spec.low is None or spec.high is None or spec.low <= value <= spec.high:
-        return value
-    allowed = _range(spec) if spec.high == MAX_INT else f"from {_range(spec)}"
-    if value > spec.high == MAX_INT:
-        allowed = f"at most {MAX_INT}"
-    raise ParameterError(f"{spec.name} must be {allowed}, not {_shown(value)}", _range_hint(spec, value))
+def _in_range(spec: ParameterSpec, value: Scalar) -> bool:
+    return isinstance(value, str) or spec.low is None or spec.high is None or spec.low <= value <= spec.high
 
 
-def _range_hint(spec: ParameterSpec, value: float) -> str | None:
-    if spec.high == 1 and 1 < value <= 100:
-        return f"it is a share, not a percentage: write {value / 100:g} for {value:g} %"
-    return "1 turns it off" if spec.name == "repeat_penalty" else None
+def _wanted(spec: ParameterSpec, number: Scalar | None) -> str:
+    if spec.type is bool:
+        return "true or false"
+    kind = "a whole number" if spec.type is int else "a number"
+    if spec.high != MAX_INT:
+        return f"{kind} from {_range(spec)}"
+    large = isinstance(number, int) and number > MAX_INT
+    return f"{kind} of at most {MAX_INT}" if large else f"{kind} of {_range(spec)}"
+
+
+def _hint(spec: ParameterSpec, value: object, number: Scalar | None) -> str | None:
+    if isinstance(number, int | float):
+        if spec.high == 1 and 5 <= number <= 100:
+            return f"it is a share, not a percentage: write {number / 100:g} for {number:g} %"
+        return "1 turns it off" if spec.name == "repeat_penalty" else None
+    if not isinstance(value, str):
+        return None
+    if spec.type is bool:
+        return COMMENT_HINT if " #" in value else _NEARLY.get(value.strip().lower())
+    return number_hint(value, whole=spec.type is int)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, str):
-        return quoted(value)
+        return clipped(value, 60) if read_float(value) is not None else quoted(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return clipped(str(value), 60) if isinstance(value, int | float) else f"a {type(value).__name__}"

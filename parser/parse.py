@@ -7,14 +7,15 @@ import re
 from collections.abc import Container, Iterator
 from itertools import chain, count, islice
 
-from .names import nearest, valid_name
+from .names import valid_name
 from .nodes import Adapter, Draft, From, Instruction, License, Message, Modelfile, Node, System, Template
 from .rules import instruction
-from .source import BLANKS, Mistake, ModelfileError, Problem, Source, line_end, line_number, quoted
-from .unknown import NoInstruction
-from .values import NAMES, next_instruction
+from .source import BLANKS, Mistake, ModelfileError, Problem, Source, line_end, line_number, quoted, skip_blanks
+from .unknown import NoInstruction, first_word, meant
+from .values import next_instruction
 
 MAX_PROBLEMS = 100
+GENERIC = ("adapter", "adapter_model", "adapters", "lora", "model")  # file names that say nothing about an adapter
 _GAP = re.compile(rf"(?:[{BLANKS}\r\n]++|#[^\r\n]*+)*+")  # blank lines and comments
 
 
@@ -25,7 +26,7 @@ def parse(text: str, filename: str = "Modelfile") -> Modelfile:
         raise ModelfileError([source.problem(nul, nul + 1, "a NUL character", "a Modelfile is plain text")])
     found, problems = _instructions(source)
     problems.sort(key=lambda problem: (problem.line, problem.column))
-    problems += islice(_no_from(source, found, problems), 1)
+    problems += _more(source, problems) or _no_from(source, found, problems)
     if problems:
         raise ModelfileError(problems)
     return Modelfile(tuple(found), filename, text)
@@ -44,7 +45,7 @@ def _instructions(source: Source) -> tuple[list[Instruction], list[Problem]]:
             resume = line_end(source.text, pos) if mistake.resume is None else mistake.resume
         else:
             found.append(node)
-            resume = line_end(source.text, node.span.last if node.span else pos)
+            resume = node.span.last if node.span else pos
         pos = _gap_end(source.text, resume)
     across = chain(_same_names(source, found), _draft_is_base(source, found))
     return found, problems + list(islice(across, MAX_PROBLEMS - len(problems)))
@@ -71,34 +72,45 @@ def _gap_end(text: str, pos: int) -> int:
     return gap.end() if gap else pos
 
 
-def _no_from(source: Source, found: list[Instruction], problems: list[Problem]) -> Iterator[Problem]:
-    """Kept quiet when a FROM line was reported, one may lie behind a quote that is not closed, or more may follow."""
-    if any(isinstance(node, From) for node in found) or len(problems) >= MAX_PROBLEMS:
-        return
-    reported = [problem.source.split(None, 1)[0].upper() for problem in problems if problem.source.strip(BLANKS)]
-    if any(nearest(word, NAMES) == "FROM" for word in reported) or any("never closed" in p.message for p in problems):
-        return
+def _more(source: Source, problems: list[Problem]) -> list[Problem]:
+    if len(problems) < MAX_PROBLEMS:
+        return []
+    return [Problem(f"these are the first {MAX_PROBLEMS} problems; there may be more", None, source.filename)]
+
+
+def _no_from(source: Source, found: list[Instruction], problems: list[Problem]) -> list[Problem]:
+    """Kept quiet when a FROM line was reported, or one may lie behind a quote that is not closed."""
+    if any(isinstance(node, From) for node in found):
+        return []
+    for problem in problems:
+        start = skip_blanks(problem.source, 0)
+        word = problem.source[start : first_word(problem.source, start)]
+        if meant(word) == "FROM" or "never closed" in problem.message:
+            return []
     message = "no FROM line" if source.text.strip() else "this file is empty"
-    yield Problem(message, "name the base model, for example FROM ./model.gguf", source.filename)
+    return [Problem(message, "name the base model, for example FROM ./model.gguf", source.filename)]
 
 
 def _same_names(source: Source, found: list[Instruction]) -> Iterator[Problem]:
     """Adapters are chosen by name, so each needs its own."""
+    adapters = [node for node in found if isinstance(node, Adapter)]
+    taken = {node.effective_name for node in adapters}
     seen: dict[str, Adapter] = {}
-    for node in found:
-        if isinstance(node, Adapter) and seen.setdefault(node.effective_name, node) is not node:
-            first = seen[node.effective_name]
-            message = f"the adapter in line {_line(source, first)} has the name {quoted(node.effective_name)} already"
-            yield _at(source, node, message, f"give this one another: AS {_free_name(node, seen)}")
+    for node in adapters:
+        name = node.effective_name
+        if (first := seen.setdefault(name, node)) is not node:
+            free = _free_name(node, taken)
+            taken.add(free)
+            message = f"the adapter in line {_line(source, first)} has the name {quoted(name)} already"
+            yield _at(source, node, message, f"give this one another: AS {free}")
 
 
 def _free_name(adapter: Adapter, taken: Container[str]) -> str:
-    """A name from the adapter's folder if that is free: `b/math.gguf` -> `b-math`."""
+    """A name from the adapter's folder, if there is one: `b/math.gguf` -> `b-math`, `b/adapter_model.bin` -> `b`."""
     name = adapter.effective_name
-    folder = posixpath.basename(posixpath.dirname(adapter.path.replace("\\", "/")))
-    if folder.strip(".~") and (proposal := valid_name(f"{folder}-{name}")) not in taken:
-        return proposal
-    return next(proposal for n in count(2) if (proposal := f"{name}-{n}") not in taken)
+    folder = posixpath.basename(posixpath.dirname(adapter.path.replace("\\", "/"))).strip(".~")
+    spoken = [valid_name(folder if name in GENERIC else f"{folder}-{name}")] if folder else []
+    return next(free for free in chain(spoken, (f"{name}-{n}" for n in count(2))) if free not in taken)
 
 
 def _draft_is_base(source: Source, found: list[Instruction]) -> Iterator[Problem]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .source import Mistake, Source
-from .values import Value, read_value, required
+from .source import Mistake, Source, clipped
+from .values import COMMENT_HINT, Value, read_value, required
 
 _WILDCARD = re.compile(r"[*?]")
 _COMMENT = re.compile(r"[ \t]#(?:[ \t]|$)|(?<=\.gguf)[ \t]+#", re.IGNORECASE)
@@ -23,9 +23,11 @@ def check_path(value: Value, name: str) -> None:
         return
     if match := _COMMENT.search(value.text):
         at = value.start + match.end() - len(match[0].lstrip(" \t"))
-        hint = f'move it to a line of its own; or, if it belongs to the name, write {name} "…" with quotes'
-        raise Mistake(at, value.end, "a comment must stand on a line of its own", hint)
+        hint = f'if it belongs to the path, put quotes around all of it: {name} "{clipped(value.text, 60)}"'
+        raise Mistake(at, value.end, COMMENT_HINT, hint)
     if match := _WILDCARD.search(value.text):
         at = value.start + match.start()
-        hint = f"write one {name} line for each file; or, if {match[0]} belongs to the name, put quotes around it"
+        hint = (
+            f"write one {name} line for each file; or, if {match[0]} belongs to the path, put quotes around all of it"
+        )
         raise Mistake(at, at + 1, f"{name} takes no wildcards", hint)

@@ -25,13 +25,12 @@ from .nodes import (
 from .parameters import PARAMETERS, ParameterError, check_value, find
 from .paths import read_path
 from .source import BLANKS, Mistake, Source, line_end, quoted
-from .unknown import no_space, unknown
+from .unknown import first_word, no_space, unknown
 from .values import COMMENT_HINT, Value, next_instruction, read_value, read_word, required
 
 Rule = Callable[[Source, int, int], Instruction]
 ROLES = ("system", "user", "assistant")
 
-_NAME = re.compile(r"[^\s=:\"]+")
 _VERSION = r"v?((?:0|[1-9]\d*)(?:\.(?:0|[1-9]\d*)){0,2}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?)"
 _ROLE_ALIASES = {"ai": "assistant", "bot": "assistant", "human": "user", "model": "assistant"}
 _SAMPLES = {"temperature": "0.7", "num_ctx": "4096", "stop": '"</s>"'}
@@ -40,8 +39,7 @@ _SAMPLES = {"temperature": "0.7", "num_ctx": "4096", "stop": '"</s>"'}
 def instruction(source: Source, first: int) -> Instruction:
     """The instruction whose name begins at `first`."""
     text = source.text
-    name = _NAME.match(text, first)
-    pos = name.end() if name else first
+    pos = first_word(text, first)
     rule = RULES.get(text[first:pos].upper())
     if rule is None:
         raise unknown(text, first, pos)
@@ -66,7 +64,7 @@ def _text(build: Callable[[str, Span], Instruction]) -> Rule:
     """A text. It may be empty: `SYSTEM ""`, or, as scripts write it, `SYSTEM` and a blank."""
 
     def rule(source: Source, first: int, pos: int) -> Instruction:
-        if line_end(source.text, pos) == pos:
+        if source.text[pos : pos + 1] in "\r\n":
             name = source.text[first:pos].upper()
             hint = f'put it on this line; a longer one begins with {name} """ and ends with """'
             raise Mistake(first, pos, f"{name} needs a text", hint, next_instruction(source.text, pos))

@@ -18,8 +18,8 @@ INVISIBLE = "\f\v\x1c\x1d\x1e\x1f\x85\xa0\xad\u1680\u2028\u2029\u202f\u205f\u206
 INVISIBLE += "".join(map(chr, range(0x2000, 0x200C)))
 BLANKS = " \t" + INVISIBLE
 
-_CLOSING = {quote: re.compile(rf"{quote}(?=[{BLANKS}]*(?:[\r\n]|\Z))") for quote in ('"""', '"')}
 _REST_OF_LINE = re.compile(r"[^\r\n]*")
+_BLANKS = re.compile(f"[{BLANKS}]*+")
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Mistake(Exception):
 
 
 class Source:
-    """A text with its name: turns offsets into problems, and finds closing quotes in linear time overall."""
+    """A text with its name: turns offsets into problems, and finds things in linear time overall."""
 
     def __init__(self, text: str, filename: str) -> None:
         self.text, self.filename = text, filename
-        self._searched: dict[str, tuple[int, int]] = {}
+        self._found: dict[re.Pattern[str], tuple[int, re.Match[str] | None]] = {}
 
     def problem(self, start: int, end: int, message: str, hint: str | None = None) -> Problem:
         first = max(self.text.rfind("\n", 0, start), self.text.rfind("\r", 0, start)) + 1
@@ -86,15 +86,14 @@ class Source:
         hint = clipped(hint, 200) if hint else None
         return Problem(message, hint, self.filename, line, start - first + 1, width, self.text[first:last])
 
-    def closing(self, quote: str, pos: int) -> int | None:
-        """Where, at or after `pos`, a `quote` stands that nothing follows on its line. The last answer is kept:
-        without it, a file of unclosed quotes would be searched to its end for every one of them."""
-        since, found = self._searched.get(quote, (0, -1))
-        if not since <= pos <= found:
-            match = _CLOSING[quote].search(self.text, pos)
-            found = match.start() if match else len(self.text)
-            self._searched[quote] = pos, found
-        return found if found < len(self.text) else None
+    def find(self, pattern: re.Pattern[str], pos: int) -> re.Match[str] | None:
+        """The first match at or after `pos`. It is remembered: a file of unclosed quotes would otherwise be searched
+        to its end for every one of them."""
+        since, found = self._found.get(pattern, (len(self.text) + 1, None))
+        if pos < since or (found and pos > found.start()):
+            found = pattern.search(self.text, pos)
+            self._found[pattern] = pos, found
+        return found
 
 
 def line_end(text: str, pos: int) -> int:
@@ -108,8 +107,8 @@ def line_number(text: str, pos: int) -> int:
 
 
 def skip_blanks(text: str, pos: int) -> int:
-    end = line_end(text, pos)
-    return end - len(text[pos:end].lstrip(BLANKS))
+    match = _BLANKS.match(text, pos)
+    return match.end() if match else pos
 
 
 def quoted(text: str) -> str:

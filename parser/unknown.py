@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .names import nearest
 from .parameters import PARAMETERS
 from .source import Mistake, clipped, line_end, quoted
@@ -17,12 +19,28 @@ _ALIASES = {
     "ASSISTANT": "MESSAGE assistant",
     "USER": "MESSAGE user",
 }
-_COMMENTS = ("//", ";", "--", "/*", "<!--", "%")
 _ALL = "the instructions are " + ", ".join(NAMES)
+_STARTS = {
+    '"""': 'no """ is open here; was an earlier one meant to stay open?',
+    "```": "remove the Markdown around the Modelfile",
+    **dict.fromkeys(("//", ";", "--", "/*", "<!--", "%"), "comments begin with #"),
+}
+_WORD = re.compile(r"[^\s=:\"]*")
 
 
 class NoInstruction(Mistake):
-    """The word is near none that is known: perhaps the line belongs to the text above it."""
+    """The line looks like none: perhaps it belongs to the text above it."""
+
+
+def first_word(text: str, pos: int) -> int:
+    """Where the word at `pos` ends that is to be an instruction's name."""
+    match = _WORD.match(text, pos)
+    return match.end() if match else pos
+
+
+def meant(word: str) -> str | None:
+    """The instruction that `word` probably stands for."""
+    return _ALIASES.get(word.upper()) or nearest(word.upper(), NAMES)
 
 
 def unknown(text: str, first: int, end: int) -> Mistake:
@@ -31,8 +49,11 @@ def unknown(text: str, first: int, end: int) -> Mistake:
     if not word or not word[0].isalnum():
         return _no_word(text, first)
     message = f"unknown instruction {quoted(word)}"
-    if hint := _meant(word, text[end : line_end(text, end)].lstrip("=: \t").rstrip()):
-        return Mistake(first, end, message, hint)
+    if word.lower() in PARAMETERS:
+        rest = text[end : line_end(text, end)].lstrip("=: \t").rstrip()
+        return Mistake(first, end, message, clipped(f"write PARAMETER {word.lower()} {rest}".rstrip(), 80))
+    if instruction := meant(word):
+        return Mistake(first, end, message, f"did you mean {instruction}?")
     return NoInstruction(first, end, message, _ALL)
 
 
@@ -43,18 +64,10 @@ def no_space(text: str, first: int, end: int) -> Mistake:
 
 
 def _no_word(text: str, first: int) -> Mistake:
+    for start, hint in _STARTS.items():
+        if text.startswith(start, first):
+            return Mistake(first, first + len(start), f"expected an instruction, not {start}", hint)
     char = text[first]
     shown = repr(char) if char.isprintable() else f"the invisible character U+{ord(char):04X}"
     hint = "every line begins with an instruction, such as FROM or SYSTEM"
-    if text.startswith(_COMMENTS, first):
-        hint = "comments begin with #"
-    elif text.startswith('"""', first):
-        hint = 'no """ is open here; was an earlier one meant to stay open?'
-    return Mistake(first, first + 1, f"expected an instruction, not {shown}", hint)
-
-
-def _meant(word: str, rest: str) -> str | None:
-    if word.lower() in PARAMETERS:
-        return clipped(f"write PARAMETER {word.lower()} {rest}".rstrip(), 80)
-    meant = _ALIASES.get(word.upper()) or nearest(word.upper(), NAMES)
-    return f"did you mean {meant}?" if meant else None
+    return NoInstruction(first, first + 1, f"expected an instruction, not {shown}", hint)

@@ -25,6 +25,7 @@ NAMES = (
     "DRAFT",
     "CAPABILITY",
 )
+_CLOSING = {quote: re.compile(rf"{quote}(?=[{BLANKS}]*(?:[\r\n]|\Z))") for quote in ('"""', '"')}
 COMMENT_HINT = "a comment must stand on a line of its own"
 
 # A line inside a quoted text that itself opens a quote behind an instruction's name: the text before it was meant to
@@ -33,7 +34,7 @@ _NAMES = "|".join(NAMES)
 _OPENING = {
     quote: re.compile(rf"(?<=[\r\n])[ \t]*(?P<name>{_NAMES})[ \t]+(?:\w+[ \t]+)?{quote}") for quote in ('"""', '"')
 }
-_INSTRUCTION = re.compile(rf"(?<=[\r\n])[ \t]*(?:{_NAMES})(?=[ \t])", re.IGNORECASE)
+_INSTRUCTION = re.compile(rf"(?<=[\r\n])[ \t]*(?:{_NAMES})(?=[ \t\r\n]|\Z)", re.IGNORECASE)
 
 
 class Value(NamedTuple):
@@ -53,14 +54,12 @@ def read_value(source: Source, pos: int, *, lines: bool) -> Value:
     for quote in ('"""', '"'):
         if source.text.startswith(quote, start):
             return _read_quoted(source, start, quote, lines)
-    return read_line(source, start)
+    return _rest_of_line(source.text, start)
 
 
 def read_line(source: Source, pos: int) -> Value:
     """The rest of the line as it stands, without the blanks around it."""
-    start = skip_blanks(source.text, pos)
-    text = source.text[start : line_end(source.text, start)].rstrip(BLANKS)
-    return Value(text, start, start + len(text), "")
+    return _rest_of_line(source.text, skip_blanks(source.text, pos))
 
 
 def read_word(source: Source, pos: int) -> Value:
@@ -73,8 +72,12 @@ def required(source: Source, first: int, pos: int, value: Value, wanted: str, ex
     """`value`, unless it is empty. The instruction's name stands at [first, pos)."""
     if value.text.strip():
         return value
-    start, end = (value.start, value.end) if value.quote else (first, pos)
-    raise Mistake(start, end, f"{source.text[first:pos].upper()} needs {wanted}", f"for example {example}")
+    name = source.text[first:pos].upper()
+    if value.quote:
+        raise Mistake(value.start, value.end, f"{name} needs {wanted}", f"for example {example}")
+    below = _line_below(source.text, value.end)
+    hint = f"put it on the same line: {name} {below.text}" if below.text else f"for example {example}"
+    raise Mistake(first, pos, f"{name} needs {wanted}", hint, below.end)
 
 
 def next_instruction(text: str, pos: int) -> int:
@@ -83,26 +86,46 @@ def next_instruction(text: str, pos: int) -> int:
     return match.start() if match else len(text)
 
 
+def _rest_of_line(text: str, start: int) -> Value:
+    value = text[start : line_end(text, start)].rstrip(BLANKS)
+    return Value(value, start, start + len(value), "")
+
+
+def _line_below(text: str, pos: int) -> Value:
+    """The next line, if it is neither instruction nor comment; else nothing."""
+    eol = line_end(text, pos)
+    below = eol + (2 if text.startswith("\r\n", eol) else 1)
+    start, end = skip_blanks(text, below), line_end(text, below)
+    if text.startswith("#", start) or _INSTRUCTION.match(text, below):
+        return Value("", eol, eol, "")
+    return Value(text[start:end].rstrip(BLANKS), start, end, "")
+
+
 def _read_quoted(source: Source, start: int, quote: str, lines: bool) -> Value:
     body, eol = start + len(quote), line_end(source.text, start)
-    close = source.closing(quote, body)
+    found = source.find(_CLOSING[quote], body)
+    close = found.start() if found else None
     if close is None or close >= eol:
-        _check_first_line(source.text, start, eol, quote)
+        _check_first_line(source.text, start, eol, quote, lines)
         close = _on_later_line(source, start, quote, close, lines)
     return Value(source.text[body:close], start, close + len(quote), quote)
 
 
-def _check_first_line(text: str, start: int, eol: int, quote: str) -> None:
+def _check_first_line(text: str, start: int, eol: int, quote: str, lines: bool) -> None:
     """Refuses quotes that pair up on their line with something behind: `"hello" world`. Ollama reads on, into the
     next lines, until some quote ends a line. An odd one is open, and may be closed further down."""
     if text.count(quote, start, eol) % 2:
         return
     after = skip_blanks(text, text.rfind(quote, start, eol) + len(quote))
     end = after + len(text[after:eol].rstrip(BLANKS))
-    hint = 'remove it, or move the closing """ behind it'
-    if quote == '"':
+    hint = "remove it"
+    if text[after] == "#":
+        hint = COMMENT_HINT
+    elif lines and quote == '"':
         hint = 'remove it; or, if the quotes belong to the text, put """ before and after all of it'
-    raise Mistake(after, end, "text after the closing quote", COMMENT_HINT if text[after] == "#" else hint)
+    elif lines:
+        hint = 'remove it, or move the closing """ behind it'
+    raise Mistake(after, end, "text after the closing quote", hint)
 
 
 def _on_later_line(source: Source, start: int, quote: str, close: int | None, lines: bool) -> int:
@@ -111,8 +134,8 @@ def _on_later_line(source: Source, start: int, quote: str, close: int | None, li
     never = f"this {quote} is never closed"
     if not lines:
         raise Mistake(start, body, never, f"put {quote} at the end of the line")
-    until = len(text) if close is None else close + len(quote)
-    if opening := _OPENING[quote].search(text, body, until):
+    opening = source.find(_OPENING[quote], body)
+    if opening and (close is None or opening.end() <= close + len(quote)):
         hint = f"close it with {quote} before {opening['name']} in line {line_number(text, opening.start('name'))}"
         raise Mistake(start, body, never, hint, opening.start())
     if close is None:
