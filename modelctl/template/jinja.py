@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -10,11 +13,13 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from modelctl.errors import BadRequest
+from modelctl.errors import BadRequest, ModelctlError
+from modelctl.template import sandbox
 from modelctl.template.conversation import Conversation, Message
-from modelctl.template.limits import check_size
+from modelctl.template.limits import MAX_SOURCE, TemplateLimit
+
+_HINT = "a TEMPLATE in the Modelfile replaces it"
 
 
 class Refused(Exception):
@@ -22,25 +27,47 @@ class Refused(Exception):
 
 
 class JinjaTemplate:
+    """Raises `BadRequest` with the line when the source does not parse."""
+
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self.source = source
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        try:
+        if len(source) > MAX_SOURCE:
+            raise TemplateLimit(f"the model's chat template is larger than {MAX_SOURCE >> 10} kB")
+        with _wording("is wrong"):
             self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as e:
-            raise BadRequest(f"the model's chat template is wrong at line {e.lineno}: {e.message}") from None
 
     def render(self, conversation: Conversation) -> str:
         messages, prefill = _split_prefill(conversation.messages)
         names = _names(conversation) | self._tokens
-        try:
-            text = self._template.render(messages=[_message(m) for m in messages], **names)
-        except Refused as e:
-            raise BadRequest(f"the model's chat template refuses this conversation: {e}") from None
-        except jinja2.TemplateError as e:
-            raise BadRequest(f"the model's chat template failed: {e}") from None
-        check_size(len(text))
-        return text + prefill
+        sandbox.new_render()
+        with _wording("failed"):
+            return self._template.render(messages=[_message(m) for m in messages], **names) + prefill
+
+
+@contextmanager
+def _wording(what: str) -> Iterator[None]:
+    """Whatever a template makes Python raise is the template's fault."""
+    try:
+        yield
+    except ModelctlError:
+        raise
+    except Refused as e:
+        raise BadRequest(f"the model's chat template refuses this conversation: {e}") from None
+    except jinja2.TemplateSyntaxError as e:
+        raise BadRequest(f"the model's chat template {what} at line {e.lineno}: {e.message}", hint=_HINT) from None
+    except RecursionError:
+        raise TemplateLimit("the model's chat template recurses too deeply") from None
+    except MemoryError:
+        raise TemplateLimit("the model's chat template needs too much memory") from None
+    except Exception as e:
+        raise BadRequest(f"the model's chat template {what}{_line(e)}: {e}", hint=_HINT) from None
+
+
+def _line(error: Exception) -> str:
+    """Where in the template an error came up; jinja2 puts template lines into the traceback."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    return f" at line {frames[-1].lineno}" if frames else ""
 
 
 def _split_prefill(messages: list[Message]) -> tuple[list[Message], str]:
@@ -82,13 +109,10 @@ class GenerationTag(Extension):
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag], cache_size=0
-    )
-    env.filters["tojson"] = _tojson
+def _environment() -> sandbox.Sandbox:
+    env = sandbox.Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag], cache_size=0)
+    env.add_filter("tojson", _tojson)
     env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    del env.globals["lipsum"]
     return env
 
 
@@ -104,4 +128,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > 100:  # strftime pads as far as it is told
+        raise TemplateLimit("strftime_now takes at most 100 characters")
     return datetime.now().strftime(form)

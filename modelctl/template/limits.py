@@ -17,8 +17,9 @@ from typing import NoReturn
 from modelctl.errors import BadRequest
 
 MAX_OUTPUT = 8 << 20  # characters of a rendered prompt, and of any value on the way to it
-MAX_SOURCE = 1 << 20  # characters of a template
+MAX_SOURCE = 1 << 18  # characters of a template; the longest in use have some 20,000
 WALL_FACTOR = 10  # a render may wait this often its CPU seconds: the engine's threads want the same cores
+RING_AGAIN = 0.1  # seconds
 
 
 class TemplateLimit(BadRequest):
@@ -70,17 +71,20 @@ def _alarm(seconds: float) -> Iterator[None]:
         yield
         return
     cpu_end, wall_end = time.thread_time() + seconds, time.monotonic() + seconds * WALL_FACTOR
+    over = False
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        left = cpu_end - time.thread_time()
-        if left <= 0 or time.monotonic() > wall_end:
+        if not over and (time.thread_time() >= cpu_end or time.monotonic() > wall_end):
             _too_slow(seconds)
-        signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))
 
     handler = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # It rings again and again: libraries swallow exceptions here and there, and CPU time may be short at first.
+    signal.setitimer(signal.ITIMER_REAL, seconds, RING_AGAIN)
     try:
-        yield
+        try:
+            yield
+        finally:
+            over = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)

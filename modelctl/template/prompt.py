@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from modelctl.errors import BadRequest
-from modelctl.template.conversation import Conversation
+from modelctl.template.conversation import Conversation, Message
 from modelctl.template.limits import TemplateLimit
 
 FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0xFFFFD  # Unicode's plane for private use: no letters, no whitespace
-T = TypeVar("T")
 
 
 class Template(Protocol):
@@ -34,56 +34,57 @@ class Piece(NamedTuple):
 
 
 def pieces(template: Template, conversation: Conversation, control: Collection[str]) -> list[Piece]:
-    """The prompt as pieces. No control token of `control` comes from a message, the suffix, a tool, or parts of them.
+    """The prompt as pieces. No control string of `control` in a special piece begins with a typed character, where
+    typed is all that a conversation holds: contents, suffix, tools, calls and their parts.
 
-    Text without control strings gives one piece, and so tokenises as if this function were not there.
+    Control strings in what was typed are replaced by private characters for the render, and put back as plain pieces.
+    A template may also form some out of typed parts: by deleting what was between them, or by putting two messages
+    side by side. That shows when the first characters alone are replaced too: then fewer control strings come out.
+    Text without any of this gives one piece, and so tokenises as if this function were not there.
     """
-    marks = _Marks(template, conversation, frozenset(control))
-    exact = marks.render(marks.whole)
-    if marks.has_parts() and _adds_control(exact, marked := marks.render(marks.first), marks.whole):
-        return marked
-    return exact
+    whole, first = _patterns(frozenset(control))
+    typed = "\0".join(_strings(conversation))
+    exact = _render(template, conversation, typed, whole)
+    if first.search(typed):
+        marked = _render(template, conversation, typed, first)
+        if Counter(whole.findall(exact.text)) - Counter(whole.findall(marked.text)):
+            return marked.pieces()
+    return exact.pieces()
 
 
-def _adds_control(exact: list[Piece], marked: list[Piece], control: re.Pattern[str]) -> bool:
-    """Whether some control string is there only because the template glued typed parts together."""
-    return _count(exact, control) != _count(marked, control)
+class _Rendered(NamedTuple):
+    text: str
+    marks: dict[str, str]  # private character -> what was typed
+
+    def pieces(self) -> list[Piece]:
+        if not self.marks:
+            return [Piece(self.text, True)]
+        runs = re.split(f"([{''.join(self.marks)}]+)", self.text)
+        parts = [Piece(self._typed(run) if i % 2 else run, i % 2 == 0) for i, run in enumerate(runs)]
+        return [part for part in parts if part.text]
+
+    def _typed(self, run: str) -> str:
+        return "".join(self.marks[mark] for mark in run)
 
 
-def _count(parts: list[Piece], control: re.Pattern[str]) -> int:
-    return sum(len(control.findall(part.text)) for part in parts if part.special)
-
-
-class _Marks:
-    """Replaces typed text by private characters before a render and puts it back afterwards."""
-
-    def __init__(self, template: Template, conversation: Conversation, control: frozenset[str]) -> None:
-        self.template = template
-        self.conversation = conversation
-        self.whole, self.first = _patterns(control)
-        self.text = "\0".join(_strings(conversation))
-
-    def has_parts(self) -> bool:
-        return bool(self.first.search(self.text))
-
-    def render(self, pattern: re.Pattern[str]) -> list[Piece]:
-        typed = set(pattern.findall(self.text))
-        if not typed:
-            return [Piece(self.template.render(self.conversation), True)]
-        private = _unused(self.text + self.template.source)
-        marks = {text: next(private) for text in sorted(typed)}
-        marked = _map_strings(self.conversation, lambda s: pattern.sub(lambda m: marks[m[0]], s))
-        return _cut(self.template.render(marked), {mark: text for text, mark in marks.items()})
+def _render(template: Template, conversation: Conversation, typed: str, pattern: re.Pattern[str]) -> _Rendered:
+    """The prompt with private characters in place of what `pattern` finds in the typed text."""
+    found = sorted(set(pattern.findall(typed)))
+    if not found:
+        return _Rendered(template.render(conversation), {})
+    private = _unused(typed + template.source)
+    marks = {text: next(private) for text in found}
+    marked = _map_strings(conversation, lambda text: pattern.sub(lambda match: marks[match[0]], text))
+    return _Rendered(template.render(marked), {mark: text for text, mark in marks.items()})
 
 
 @lru_cache(maxsize=8)
 def _patterns(control: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Any control string, longest first, and any character one starts with. Whitespace around them stays outside,
-    for templates trim messages."""
+    for templates trim messages; letters and digits are no such character, for templates compare words."""
     cores = sorted({core for c in control if (core := c.strip())}, key=len, reverse=True)
-    never = r"(?!)"
-    whole = "|".join(map(re.escape, cores)) or never
-    first = "|".join(re.escape(c) for c in sorted({core[0] for core in cores})) or never
+    starts = sorted({core[0] for core in cores if not core[0].isalnum()})
+    whole, first = ("|".join(map(re.escape, choices)) or "(?!)" for choices in (cores, starts))
     return re.compile(whole), re.compile(first)
 
 
@@ -92,29 +93,43 @@ def _unused(text: str) -> Iterator[str]:
     return (char for code in range(FIRST_PRIVATE, LAST_PRIVATE) if (char := chr(code)) not in present)
 
 
-def _cut(text: str, marks: dict[str, str]) -> list[Piece]:
-    runs = re.split(f"([{''.join(marks)}]+)", text)
-    parts = [Piece("".join(marks.get(c, c) for c in run) if i % 2 else run, i % 2 == 0) for i, run in enumerate(runs)]
-    return [part for part in parts if part.text]
-
-
 def _strings(conversation: Conversation) -> list[str]:
     found: list[str] = []
-    _map_strings(conversation, lambda s: found.append(s) or s)  # type: ignore[func-returns-value]  # append, then s
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    _map_strings(conversation, note)
     return found
 
 
 def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """A copy with every string that came from outside changed, keys included."""
+    """A copy with every string changed that came from outside, keys of tools and arguments included."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, str):
             return change(value)
         if isinstance(value, dict):
-            return {walk(k): walk(v) for k, v in value.items()}
-        return [walk(v) for v in value] if isinstance(value, list | tuple) else value
+            return {walk(key): walk(item) for key, item in value.items()}
+        return [walk(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return msgspec.convert(walk(msgspec.to_builtins(conversation)), Conversation)
+    def message(m: Message) -> Message:
+        return Message(
+            role=change(m.role),
+            content=change(m.content),
+            thinking=change(m.thinking),
+            tool_calls=walk(m.tool_calls),
+            tool_name=change(m.tool_name),
+            tool_call_id=change(m.tool_call_id),
+        )
+
+    return msgspec.structs.replace(
+        conversation,
+        messages=[message(m) for m in conversation.messages],
+        suffix=change(conversation.suffix),
+        tools=walk(conversation.tools),
+    )
 
 
 def fit(

@@ -6,12 +6,16 @@ python scripts/go_golden/regenerate.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import real_go
 
 TESTS = Path(__file__).parents[2] / "tests" / "template"
+sys.path.insert(0, str(TESTS))
+
+import snippets  # noqa: E402
 
 
 def expected() -> dict[str, dict[str, str]]:
@@ -28,10 +32,17 @@ def expected() -> dict[str, dict[str, str]]:
     return prompts
 
 
+def expected_snippets() -> dict[str, str | None]:
+    """snippet -> its output; None for those that Go refuses to parse or to run."""
+    answers = real_go.render([{"template": text, "data": snippets.DATA} for text in snippets.SNIPPETS])
+    pairs = zip(snippets.SNIPPETS, answers, strict=True)
+    return {text: None if "error" in answer else answer["output"] for text, answer in pairs}
+
+
 def main() -> None:
     folder = TESTS / "goldens"
     folder.mkdir(exist_ok=True)
-    for template, prompts in expected().items():
+    for template, prompts in (expected() | {"snippets": expected_snippets()}).items():
         text = json.dumps(prompts, indent=1, ensure_ascii=True)
         (folder / f"{template}.json").write_text(text + "\n", encoding="utf-8")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from modelctl.errors import BadRequest
 from modelctl.template.conversation import Conversation, Message
 from modelctl.template.go import data
 from modelctl.template.go.compile import Program
@@ -66,7 +65,7 @@ def variables(source: str) -> set[str]:
 
 def _parse(source: str) -> dict[str, Tree]:
     if len(source) > MAX_SOURCE:
-        raise BadRequest(f"the template is larger than {MAX_SOURCE >> 20} MB")
+        raise TemplateLimit(f"the template is larger than {MAX_SOURCE >> 10} kB")
     try:
         return parse(source, FUNCTIONS)
     except RecursionError:
