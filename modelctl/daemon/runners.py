@@ -75,10 +75,11 @@ class Runners:
         """
         self._check_queue()
         keep_alive = self._config.keep_alive if keep_alive is None else keep_alive
+        wanted = {"n_ctx": self._config.n_ctx, **load_fields(options)}
         started = self._loop.time()
         self._inside += 1
         try:
-            resident, tenant = await self._admit(model, load_fields(options), keep_alive)
+            resident, tenant = await self._admit(model, wanted, keep_alive)
             try:
                 was_there = resident.ready is not None
                 ready = await asyncio.shield(resident.loading)
@@ -183,7 +184,7 @@ class Runners:
             str(model.base_path),
             n_parallel=self._config.num_parallel,
             adapters=_adapter_files(model),
-            **{"n_ctx": self._config.n_ctx, **fields},
+            **fields,
         )
         timeout = self._config.load_timeout if self._config.load_timeout >= 0 else None
         process = self._spawn(load, model.name, timeout=timeout, on_exit=self._lost)

@@ -30,7 +30,7 @@ STRAGGLE = 2.0  # seconds more for their last lines to reach slow clients
 
 
 def serve(config: Config) -> int:
-    """Run until SIGINT or SIGTERM; 0 after an orderly end. Raises `UsageError` or `ModelctlError` before it serves."""
+    """Run until SIGINT, SIGTERM or SIGHUP; 0 after an orderly end. Raises `UsageError` or `ModelctlError` before it serves."""
     _configure_logging()
     listener = bind(config)
     with listener, asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -90,7 +90,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     log.info("modelctl %s listens on %s, port %d; models in %s", __version__, host, port, config.store_root)
     server = Server(settings, runners)
     loop = asyncio.get_running_loop()
-    for sig in (signal.SIGINT, signal.SIGTERM):
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(sig, server.told_to_stop)
     try:
         await server.serve(sockets=[listener])

@@ -22,7 +22,6 @@ from modelctl.store import Store
 
 MAX_LOGPROBS = 20
 MAX_SCHEMA = 64 << 10  # bytes
-MAX_CONTEXTS = 10  # an answer without a limit ends after so many times the context, shifted or not
 
 
 @dataclass
@@ -35,6 +34,7 @@ class Job:
     options: dict[str, Any]
     sampling: Sampling
     prompt: Prompt
+    n_ctx: int
     keep_alive: float | None = None  # seconds; None: the daemon's
     shift: bool = True
     started: int = field(default_factory=time.perf_counter_ns)
@@ -42,7 +42,7 @@ class Job:
 
     def frame(self) -> Generate:
         mix = list(self.model.mix(self.scales).scales)
-        return Generate(0, self.prompt, mix, self.sampling, self.options.get("num_ctx") or 0, self.shift)
+        return Generate(0, self.prompt, mix, self.sampling, self.n_ctx, self.shift)
 
 
 class Service:
@@ -81,11 +81,10 @@ class Service:
     ) -> Job:
         """Raises `BadRequest` for a wrong option."""
         checked = model.check_options(options)
+        n_ctx = checked.get("num_ctx") or self.config.n_ctx
         known = {name: checked[name] for name in Sampling.__struct_fields__ if checked.get(name) is not None}
         sampling = Sampling(**{**known, "json_schema": json_schema, "logprobs": logprobs})
-        if sampling.num_predict < 0 and shift:  # the context never ends; the answer must
-            sampling.num_predict = MAX_CONTEXTS * (checked.get("num_ctx") or self.config.n_ctx)
-        return Job(asked, model, scales, checked, sampling, prompt, keep_alive, shift)
+        return Job(asked, model, scales, checked, sampling, prompt, n_ctx, keep_alive, shift)
 
     async def run(self, job: Job) -> AsyncIterator[Delta]:
         """The deltas of the answer. To stop it early, close the iterator.
@@ -111,7 +110,7 @@ class Service:
     async def render(self, job: Job) -> Rendered:
         """The prompt as the model would read it."""
         async with self.runners.lease(job.model, job.options, job.keep_alive) as lease:
-            return await lease.process.render(job.prompt, job.options.get("num_ctx") or 0, job.model.name)
+            return await lease.process.render(job.prompt, job.n_ctx, job.model.name)
 
     async def load(self, job: Job) -> None:
         """The model is in memory, for as long as its keep_alive says; 0 means it is not."""

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import ollama
 import openai
@@ -21,8 +22,12 @@ QUESTION = "What is the capital of Spain?"
 HISTORY = [{"role": "user", "content": QUESTION}]
 
 
-def lines(response: requests.Response) -> list[dict[str, object]]:
+def lines(response: requests.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.iter_lines()]
+
+
+def in_flight(daemon: Daemon) -> int:
+    return sum(model.get("in_flight", 0) for model in daemon.ps())
 
 
 def test_each_adapter_has_its_voice(daemon: Daemon) -> None:
@@ -81,7 +86,7 @@ def test_the_fields_of_a_chat(daemon: Daemon) -> None:
     assert all(set(piece) == {"model", "created_at", "message", "done"} for piece in pieces)
     assert all(piece["done"] is False and piece["model"] == "tutor+shout" for piece in pieces)
     whole = daemon.chat("tutor+shout", QUESTION, options={"num_predict": 8})
-    assert "".join(piece["message"]["content"] for piece in pieces) == whole["message"]["content"]  # type: ignore[index]
+    assert "".join(piece["message"]["content"] for piece in pieces) == whole["message"]["content"]
     assert last["message"] == {"role": "assistant", "content": ""} and last["done"] is True
     for final in (last, whole):
         assert final["done_reason"] in ("stop", "length")
@@ -167,11 +172,24 @@ def test_a_client_that_leaves_frees_its_slot(daemon: Daemon, stream: bool) -> No
     head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
         connection.sendall(head.encode() + data)
-        in_flight = lambda: sum(model.get("in_flight", 0) for model in daemon.ps())  # noqa: E731
-        assert eventually(lambda: in_flight() == 1, 60)
+        assert eventually(lambda: in_flight(daemon) == 1, 60)
         if stream:
             connection.recv(100)
-    assert eventually(lambda: in_flight() == 0)
+    assert eventually(lambda: in_flight(daemon) == 0)
+
+
+def test_a_full_queue_is_503_in_the_dialect_of_the_path(own_daemon: Callable[..., Daemon]) -> None:
+    daemon = own_daemon(MODELCTL_NUM_PARALLEL="1", MODELCTL_MAX_QUEUE="1")
+    body = {"model": "plain", "prompt": "Tell me a story.", "options": {"num_predict": 900}}
+    with ThreadPoolExecutor() as pool, daemon.post("/api/generate", body, stream=True):
+        waiting = pool.submit(daemon.post, "/api/generate", {**body, "stream": False, "options": {"num_predict": 1}})
+        assert eventually(lambda: in_flight(daemon) == 2)
+        refused = daemon.post("/api/generate", body)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"].startswith("server busy")
+        assert "busy" in daemon.post("/v1/completions", body).json()["error"]["message"]
+        assert daemon.get("/api/version").ok
+    assert waiting.result().status_code == 200
 
 
 def test_sigterm_lets_answers_finish(own_daemon: Callable[..., Daemon]) -> None:

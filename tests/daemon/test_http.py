@@ -335,7 +335,7 @@ def test_configured_origins(own_daemon: Callable[..., Daemon]) -> None:
         assert daemon.get("/api/version", headers={"Origin": origin}).status_code == status
 
 
-ODD = st.one_of(
+ODD: st.SearchStrategy[object] = st.one_of(
     st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64, -(2**63), -0.0, 1e308, -1e308, "1", "", None, [], {}, True, [""]]),
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
