@@ -10,8 +10,7 @@ from pathlib import Path
 from modelctl.adapters.convert import Progress, convert
 from modelctl.adapters.finite import check_finite
 from modelctl.adapters.peft_config import CONFIG
-from modelctl.errors import BadRequest
-from modelctl.gguf_check import AdapterInfo, Header, check_adapter, read_header
+from modelctl.gguf_check import AdapterInfo, Header, InvalidGGUF, check_adapter, read_header
 
 __all__ = ["AdapterInfo", "Progress", "check_finite", "convert", "is_peft", "prepare"]
 
@@ -27,15 +26,21 @@ def prepare(path: Path, base: Header, workdir: Path, progress: Progress | None =
     A GGUF file is returned as it is; a PEFT folder is converted into `workdir`. Either is checked against `base`,
     weights included. Raises `BadRequest`.
     """
-    kind = "peft" if is_peft(path) else "gguf"
-    if kind == "peft":
+    if is_peft(path):
         file = workdir / f"{path.resolve().name}.gguf"
         convert(path, base, file, progress)
-    else:
-        file = path
-    if file.is_dir():
-        raise BadRequest(f"{path}: a folder without {CONFIG}", hint="expected a PEFT folder, or a GGUF file")
+        try:
+            return file, _check(file, base), "peft"
+        except InvalidGGUF as error:  # what it names should be what was given
+            raise InvalidGGUF(path, error.problem, hint=error.hint) from None
+    if path.is_dir():
+        hint = "expected a PEFT folder, with adapter_config.json and adapter_model.safetensors, or a GGUF file"
+        raise InvalidGGUF(path, f"a folder without {CONFIG}", hint=hint)
+    return path, _check(path, base), "gguf"
+
+
+def _check(file: Path, base: Header) -> AdapterInfo:
     header = read_header(file)
     info = check_adapter(header, base)
     check_finite(header)
-    return file, info, kind
+    return info

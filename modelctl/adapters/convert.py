@@ -1,4 +1,10 @@
-"""A PEFT adapter folder -> a LoRA GGUF that llama.cpp applies just as PEFT would. numpy, gguf and safetensors only."""
+"""A PEFT adapter folder -> a LoRA GGUF that llama.cpp applies just as PEFT would. numpy, gguf and safetensors only.
+
+The weights are written as float32, whatever they were. Measured against PEFT's own logits, on an unquantised base, the
+difference is the base's own (0.02 on a range of 40) for F32 and F16, and more for BF16 (0.04), whose kernel rounds the
+activations, too. F16 would halve the file (0.9 MB for the example adapters), but F32 is exact, cannot overflow, and is
+hardly slower: 14.0 ms a token against 15.7 at rank 16 on all matrices of a 135M base, 16.8 against 14.9 at rank 64.
+"""
 
 from __future__ import annotations
 
@@ -79,14 +85,20 @@ def _deltas(path: Path, entries: dict[str, Entry], config: PeftConfig, names: Na
     halves: dict[str, dict[str, Entry]] = {}
     for entry in entries.values():
         module, half = _module(path, entry)
-        halves.setdefault(module, {})[half] = entry
+        if half in halves.setdefault(module, {}):
+            raise BadRequest(f"{path}: module {module!r} has two tensors lora_{half}")
+        halves[module][half] = entry
     if not halves:
         raise BadRequest(f"{path}: holds no tensors; expected lora_A and lora_B weights")
-    deltas = [_delta(path, module, found, config, names, alpha) for module, found in halves.items()]
-    targets = [delta.target for delta in deltas]
-    if twice := next((target for target in targets if targets.count(target) > 1), None):
-        raise BadRequest(f"{path}: two modules adapt the tensor {twice!r}")
-    return sorted(deltas, key=lambda delta: delta.target)
+    deltas: dict[str, Delta] = {}
+    for module, found in halves.items():
+        delta = _delta(path, module, found, config, names, alpha)
+        if other := deltas.get(delta.target):
+            raise BadRequest(
+                f"{path}: {other.module!r} and {module!r} are the same tensor of the base, {delta.target!r}"
+            )
+        deltas[delta.target] = delta
+    return [deltas[target] for target in sorted(deltas)]
 
 
 def _module(path: Path, entry: Entry) -> tuple[str, str]:
@@ -117,21 +129,19 @@ def _delta(path: Path, module: str, found: dict[str, Entry], config: PeftConfig,
         raise BadRequest(f"{path}: module {module!r} has no lora_{missing.pop()}.weight")
     target = names.tensor(module)
     if target is None:
-        raise BadRequest(
-            f"{path}: module {module!r} is none of the base's (architecture "
-            f"{names.base.architecture}, {names.base.metadata.get(f'{names.base.architecture}.block_count')} blocks)",
-            hint=_tied(module) or "use the base that the adapter was trained on",
-        )
+        raise _not_in_base(path, module, names.base)
     _check_shapes(path, module, found["A"], found["B"], config.rank_of(module), names.base, target)
-    rank = config.rank_of(module)
-    factor = config.scaling_of(module) * rank / alpha
+    factor = config.scaling_of(module) * config.rank_of(module) / alpha
     return Delta(module, target, found["A"], found["B"], names.n_rotated_heads(target), factor)
 
 
-def _tied(module: str) -> str | None:
-    if not module.endswith("lm_head"):
-        return None
-    return "this base uses its embedding for the output, which a LoRA cannot change alone; train without lm_head"
+def _not_in_base(path: Path, module: str, base: Header) -> BadRequest:
+    hint = "use the base that the adapter was trained on"
+    if module.endswith("lm_head"):
+        hint = "this base uses its embedding for the output, which LoRA cannot change alone; train without lm_head"
+    n_blocks = base.metadata.get(f"{base.architecture}.block_count")
+    known = f"architecture {base.architecture}, {n_blocks} blocks"
+    return BadRequest(f"{path}: the base ({known}) has no module {module!r}, or it is not a single matrix", hint=hint)
 
 
 def _check_shapes(path: Path, module: str, a: Entry, b: Entry, rank: int, base: Header, target: str) -> None:
@@ -139,13 +149,12 @@ def _check_shapes(path: Path, module: str, a: Entry, b: Entry, rank: int, base: 
     weight = base.tensors[target].shape
     if (n_in, n_out) != weight:
         raise BadRequest(
-            f"{path}: module {module!r} is {n_in} -> {n_out}; in the base it is "
-            f"{' -> '.join(map(str, weight))}",
+            f"{path}: module {module!r} is {n_in} -> {n_out}; in the base it is {' -> '.join(map(str, weight))}",
             hint="use the base that the adapter was trained on",
         )
     if not rank_a == rank_b == rank:
         raise BadRequest(
-            f"{path}: module {module!r} has lora_A of rank {rank_a} and lora_B of rank {rank_b}; its "
+            f"{path}: module {module!r} has lora_A of rank {rank_a} and lora_B of rank {rank_b}; "
             f"adapter_config.json says {rank}"
         )
 

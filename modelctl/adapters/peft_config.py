@@ -36,6 +36,7 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "use_qalora": ("QALoRA (use_qalora)", "merge it into the base"),
     "use_bdlora": ("block-diagonal LoRA (use_bdlora)", "merge it into the base"),
 }
+HARMLESS = ("use_rslora",)  # any other use_..., known or not, is taken for a change of what is computed
 # Initialisations that move the base's own weights: such an adapter is right only on the moved base.
 MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -105,8 +106,9 @@ def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
         raise BadRequest(f"{path}: an MLX adapter, which is unsupported", hint="convert it to PEFT or GGUF first")
     if config.get("peft_type") != "LORA":
         raise BadRequest(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
-    for option, (what, remedy) in UNSUPPORTED.items():
-        if config.get(option):
+    for option, value in config.items():
+        if value and (option in UNSUPPORTED or (option.startswith("use_") and option not in HARMLESS)):
+            what, remedy = UNSUPPORTED.get(option, (option, "merge it into the base"))
             raise BadRequest(f"{path}: uses {what}, which is unsupported", hint=remedy)
     if config.get("bias", "none") not in ("none", None):
         raise BadRequest(
