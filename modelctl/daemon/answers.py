@@ -97,4 +97,4 @@ def joined(deltas: list[Delta]) -> Delta:
 def timestamp(seconds: float | None = None) -> str:
     """RFC 3339 in UTC; now, unless seconds since the epoch are given."""
     when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return f"{when:%Y-%m-%dT%H:%M:%S.%fZ}"
+    return f"{when.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"  # strftime costs five times as much

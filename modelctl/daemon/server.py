@@ -30,7 +30,7 @@ STRAGGLE = 2.0  # seconds more for their last lines to reach slow clients
 
 
 def serve(config: Config) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP; 0 after an orderly end. Raises `UsageError` or `ModelctlError` before it serves."""
+    """Run until SIGINT, SIGTERM or SIGHUP; 0 after an orderly end. Raises `ModelctlError` when it cannot start."""
     _configure_logging()
     listener = bind(config)
     with listener, asyncio.Runner(loop_factory=_new_loop) as runner:
