@@ -32,6 +32,7 @@ def prepare(path: Path, base: Header, workdir: Path, progress: Progress | None =
         try:
             return file, _check(file, base), "peft"
         except InvalidGGUF as error:  # what it names should be what was given
+            file.unlink(missing_ok=True)
             raise InvalidGGUF(path, error.problem, hint=error.hint) from None
     if path.is_dir():
         hint = "expected a PEFT folder, with adapter_config.json and adapter_model.safetensors, or a GGUF file"
