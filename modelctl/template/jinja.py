@@ -38,6 +38,8 @@ class JinjaTemplate:
             self._template = _environment().from_string(source)
 
     def render(self, conversation: Conversation) -> str:
+        if conversation.suffix:
+            raise BadRequest("this model can't fill in the middle", hint="it takes a TEMPLATE with .Suffix")
         messages, prefill = _split_prefill(conversation.messages)
         names = _names(conversation) | self._tokens
         sandbox.new_render()

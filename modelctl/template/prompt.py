@@ -14,6 +14,7 @@ from modelctl.errors import BadRequest
 from modelctl.template.conversation import Conversation, Message
 from modelctl.template.limits import TemplateLimit
 
+ROLES = frozenset(("system", "user", "assistant", "tool"))
 FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0xFFFFD  # Unicode's plane for private use: no letters, no whitespace
 
 
@@ -116,7 +117,7 @@ def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Co
 
     def message(m: Message) -> Message:
         return Message(
-            role=change(m.role),
+            role=m.role if m.role in ROLES else change(m.role),
             content=change(m.content),
             thinking=change(m.thinking),
             tool_calls=walk(m.tool_calls),

@@ -122,14 +122,15 @@ _DIRECTIVE = re.compile(r"%[^a-zA-Z%]*|\{[^}]*")
 
 def _format(form: Any, *args: Any, **names: Any) -> None:
     """Each directive prints at most all arguments, and what its digits pad it to."""
-    directives = _DIRECTIVE.findall(form if isinstance(form, str) else str(form))
+    text = str(form)
+    directives = _DIRECTIVE.findall(text)
     digits = [number for directive in directives for number in re.findall(r"\d+", directive)]
     if any(len(number) > 7 for number in digits):
         raise TemplateLimit(f"{_WHAT} is padded too far")
     if any("*" in directive or "{" in directive[1:] for directive in directives):
         _check_argument(*_flat(args), *names.values())
         digits += [str(MAX_ARGUMENT)] * (len(directives) // 2)
-    check_size(len(form) + sum(map(int, digits)) + len(directives) * weigh([args, names]), _WHAT)
+    check_size(len(text) + sum(map(int, digits)) + len(directives) * weigh([args, names]), _WHAT)
 
 
 def _flat(args: Iterable[Any]) -> list[Any]:
@@ -137,8 +138,9 @@ def _flat(args: Iterable[Any]) -> list[Any]:
 
 
 def _replace(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any) -> None:
-    text, old, new = str(text), str(old), str(new)
-    check_size(len(text) + (text.count(old)) * len(new), _WHAT)
+    if not isinstance(text, bytes):
+        text, old, new = str(text), str(old), str(new)
+    check_size(len(text) + text.count(old) * len(new), _WHAT)
 
 
 def _join(separator: Any, parts: Any) -> None:

@@ -1,5 +1,7 @@
 """Templates that ask for the machine or a way out of the sandbox. `{pwn}` stands for a file that must not appear."""
 
+# ruff: noqa: E501  # templates do not wrap
+
 JINJA = {
     # a way out
     "cycler globals": "{{ cycler.__init__.__globals__.os.popen('touch {pwn}').read() }}",
@@ -57,6 +59,11 @@ JINJA = {
     "doubling number": "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "replace": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
     "replace filter": "{{ ('a' * 1000000)|replace('a', 'b' * 1000000) }}",
+    "replace bytes": "{{ ('a' * 1000000).encode().replace('a'.encode(), ('b' * 1000000).encode())|length }}",
+    "replace markup": "{{ ('a'|safe * 1000000).replace('a', 'b' * 1000000) }}",
+    "attr format": "{{ ('{:>1000000000}'|attr('format'))('a') }}",
+    "attr center": "{{ ('a'|attr('center'))(10**9) }}",
+    "map format": "{{ ['%1000000000s']|map('format', 1)|list }}",
     "join method": "{{ ('x' * 1000000).join('y' * 1000000) }}",
     "join filter": "{{ range(99999)|join('x' * 1000000) }}",
     "map center": "{{ range(99999)|map('string')|map('center', 999999)|list|length }}",

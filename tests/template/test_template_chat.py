@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modelctl.errors import BadRequest
 from modelctl.template import Conversation, Message, load, variables
 
 SYSTEM, A, B, C = ("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")
@@ -58,6 +59,12 @@ def test_a_suffix_fills_in_the_middle() -> None:
     assert render(SUFFIX, ("user", "hello")) == "hello"
 
 
+@pytest.mark.parametrize("gguf_template", [None, "jinja"])
+def test_a_template_without_a_suffix_refuses_one(gguf_template: str | None) -> None:
+    with pytest.raises(BadRequest, match="can't fill in the middle"):
+        load(None, gguf_template=gguf_template).render(Conversation([Message("user", "a")], suffix="b"))
+
+
 def test_neighbours_of_one_role_merge_but_tool_results_do_not() -> None:
     source = "{{ .System }}!{{ range .Messages }}({{ .Role }} {{ .Content }}){{ end }}"
     chat = SYSTEM, ("system", "T"), A, C, ("tool", "1"), ("tool", "2")
@@ -91,6 +98,10 @@ def test_the_last_run_still_has_functions_and_templates() -> None:
 
 def test_asking_for_the_response_cuts_nothing() -> None:
     assert render("{{ if .Response }}+{{ end }}{{ .Prompt }}={{ .Response }};", A, B, C) == "+a=b;c="
+
+
+def test_the_prompt_is_never_cut() -> None:
+    assert render("{{ if .Response }}{{ .Response }};{{ end }}{{ .Prompt }}=", A, B, C) == "b;a=c="
 
 
 def test_the_cut_reaches_into_a_called_template() -> None:
@@ -167,7 +178,8 @@ def test_arguments_print_as_json_and_range_as_a_map(arguments: Any) -> None:
     calls = [{"id": "c1", "function": {"name": "f", "arguments": arguments}}]
     source = (
         "{{ range .Messages }}{{ range .ToolCalls }}{{ .ID }} {{ .Function.Arguments }} {{ json .Function.Arguments }}"
-        "{{ range $k, $v := .Function.Arguments }} {{ $k }}={{ $v }}{{ end }}{{ .Function.Arguments.b }}{{ end }}{{ end }}"
+        "{{ range $k, $v := .Function.Arguments }} {{ $k }}={{ $v }}{{ end }}{{ .Function.Arguments.b }}"
+        "{{ end }}{{ end }}"
     )
     conversation = Conversation([Message("assistant", tool_calls=calls)])
     prompt = load(source, gguf_template=None).render(conversation)
@@ -188,14 +200,16 @@ def test_lone_surrogates_come_out_as_text(content: str) -> None:
 
 
 def test_newer_go() -> None:
-    assert render("{{ range 3 }}{{ . }}{{ end }}{{ range $i := 2 }}{{ $i }}{{ end }}{{ range 0 }}{{ else }}!{{ end }}") == (
-        "01201!"
-    )
+    assert render(
+        "{{ range 3 }}{{ . }}{{ end }}{{ range $i := 2 }}{{ $i }}{{ end }}{{ range 0 }}{{ else }}!{{ end }}"
+    ) == ("01201!")
     assert render("{{ with .Nope }}a{{ else with .Prompt }}{{ . }}{{ else }}c{{ end }}", A) == "a"
 
 
 def test_variables_say_what_a_template_can_do() -> None:
-    source = '{{ define "x" }}{{ (.Tools).y }}{{ end }}{{ if $.Suffix }}{{ range .Messages }}{{ .Role }}{{ end }}{{ end }}'
+    source = (
+        '{{ define "x" }}{{ (.Tools).y }}{{ end }}{{ if $.Suffix }}{{ range .Messages }}{{ .Role }}{{ end }}{{ end }}'
+    )
     assert variables(source) == {"Tools", "y", "Suffix", "Messages", "Role"}
 
 

@@ -89,14 +89,12 @@ def test_an_unknown_function_lists_the_known_ones() -> None:
     assert "currentDate" in (caught.value.hint or "")
 
 
-FRAGMENTS = (
-    "{{ {{- }} -}} ( ) | := = , . .Messages .Prompt $ $x \" ` ' \\ 0x1 1.5 -3 nil true if with range else end define "
-    'template block break continue "a" printf len index slice eq and or not print json /* */ é \n - %'
-).split(" ")
+FRAGMENTS = r"""{{ {{- }} -}} ( ) | := = , . .Messages .Prompt $ $x " ` ' \ 0x1 1.5 -3 nil true if with range else end
+define template block break continue "a" printf len index slice eq and or not print json /* */ é - %"""
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from([*FRAGMENTS, " ", "{{", "}}"]), max_size=25))
+@given(st.lists(st.sampled_from([*FRAGMENTS.split(), " ", "\n", "{{", "}}"]), max_size=25))
 def test_any_text_renders_or_is_a_typed_error(parts: list[str]) -> None:
     try:
         prompt = load("".join(parts), gguf_template=None).render(Conversation([Message("user", "a")]))

@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from modelctl.errors import BadRequest
 from modelctl.template.conversation import Conversation, Message
 from modelctl.template.go import data
 from modelctl.template.go.compile import Program
@@ -21,6 +22,7 @@ from modelctl.template.go.parser import parse
 from modelctl.template.go.values import printable
 from modelctl.template.limits import MAX_SOURCE, TemplateLimit, check_size
 
+_FILL = "send the request without a suffix, or to a model made for code"
 _PAUSE = "\n\n"  # between messages that become one
 
 
@@ -40,6 +42,8 @@ class GoTemplate:
         system, messages = collate(conversation.messages)
         think = _think(conversation.think)
         if conversation.suffix:
+            if "Suffix" not in self.names:
+                raise BadRequest("this model's TEMPLATE has no .Suffix: it can't fill in the middle", hint=_FILL)
             text = self._program.run(
                 {"Prompt": _prefix(messages), "Suffix": conversation.suffix, "Response": ""} | think
             )

@@ -10,12 +10,16 @@ from modelctl.template.go.nodes import Action, Branch, Call, Node, Tree, names
 def cut(trees: dict[str, Tree]) -> dict[str, Tree]:
     """The trees less everything that comes after the action that prints .Response.
 
-    Only printing counts: `{{ if .Response }}` ahead of the prompt cuts nothing. A template that is called and prints
-    the response is cut inside, and its caller behind the call.
+    Only printing counts, so `{{ if .Response }}` cuts nothing. A template that is called and prints the response is
+    cut inside, and its caller behind the call. Nothing is cut when the prompt would go with it.
     """
     cutter = _Cutter(trees)
     cutter.tree("")
-    return cutter.trees
+    return cutter.trees if _has_prompt(cutter.trees) == _has_prompt(trees) else trees
+
+
+def _has_prompt(trees: dict[str, Tree]) -> bool:
+    return any("Prompt" in names(tree.body) for tree in trees.values())
 
 
 class _Cutter:
