@@ -334,6 +334,12 @@ def _logit_bias(base: Base, biases: dict[int, float]) -> Any:
     return lib.llama_sampler_init_logit_bias(base.n_vocab, len(biases), array)
 
 
+def _dry(base: Base, multiplier: float, growth: float, allowed: int) -> Any:
+    """With llama.cpp's usual sequence breakers, over the whole context."""
+    breakers = (ctypes.c_char_p * 4)(b"\n", b":", b'"', b"*")
+    return lib.llama_sampler_init_dry(base._vocab, multiplier, growth, allowed, base.n_ctx_train, breakers, 4)
+
+
 _SAMPLERS: dict[str, Callable[..., Any]] = {
     "greedy": lambda base: lib.llama_sampler_init_greedy(),
     "dist": lambda base, seed: lib.llama_sampler_init_dist(seed),
@@ -345,8 +351,10 @@ _SAMPLERS: dict[str, Callable[..., Any]] = {
     "mirostat": lambda base, seed, tau, eta: lib.llama_sampler_init_mirostat(base.n_vocab, seed, tau, eta, 100),
     "mirostat_v2": lambda base, seed, tau, eta: lib.llama_sampler_init_mirostat_v2(seed, tau, eta),
     "penalties": lambda base, last_n, repeat, frequency, presence: lib.llama_sampler_init_penalties(
-        last_n, repeat, frequency, presence
+        base.n_vocab, last_n if last_n >= 0 else base.n_ctx_train, repeat, frequency, presence
     ),
+    "dry": _dry,
+    "xtc": lambda base, probability, threshold, seed: lib.llama_sampler_init_xtc(probability, threshold, 1, seed),
     "logit_bias": _logit_bias,
     "grammar": lambda base, text: lib.llama_sampler_init_grammar(base._vocab, text.encode(), b"root"),
 }

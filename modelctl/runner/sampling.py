@@ -11,7 +11,7 @@ RANDOM_SEED = 0xFFFFFFFF  # llama.cpp: pick one
 
 def is_greedy(s: Sampling) -> bool:
     """Whether the next token is simply the most likely one, so that no chain is needed."""
-    return s.temperature <= 0 and not _penalises(s) and not (s.logit_bias or s.grammar or s.mirostat)
+    return s.temperature <= 0 and not (_penalises(s) or s.dry_multiplier or s.logit_bias or s.grammar)
 
 
 def chain(s: Sampling) -> list[tuple[Any, ...]]:
@@ -23,6 +23,8 @@ def chain(s: Sampling) -> list[tuple[Any, ...]]:
         out.append(("grammar", s.grammar))
     if _penalises(s):
         out.append(("penalties", s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty))
+    if s.dry_multiplier > 0:
+        out.append(("dry", s.dry_multiplier, s.dry_base, s.dry_allowed_length))
     if s.temperature <= 0:
         return [*out, ("greedy",)]
     seed = s.seed & RANDOM_SEED if s.seed >= 0 else RANDOM_SEED
@@ -37,6 +39,8 @@ def chain(s: Sampling) -> list[tuple[Any, ...]]:
         out.append(("top_p", s.top_p))
     if s.min_p > 0:
         out.append(("min_p", s.min_p))
+    if s.xtc_probability > 0:
+        out.append(("xtc", s.xtc_probability, s.xtc_threshold, seed))
     return [*out, ("temperature", s.temperature), ("dist", seed)]
 
 

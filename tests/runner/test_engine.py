@@ -244,3 +244,27 @@ def test_a_base_that_is_none(tmp_path: Path) -> None:
     text.write_text("hello")
     with pytest.raises(LoadFailed, match=r"text\.gguf"):
         Harness(text, {})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repeat_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.9, "seed": 3},
+        {"temperature": 0.7, "mirostat": 1, "seed": 3},
+        {"temperature": 0.7, "mirostat": 2, "seed": 3},
+        {"dry_multiplier": 0.8},
+        {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.05, "seed": 3},
+        {"logit_bias": {28: -100.0}},
+    ],
+)
+def test_every_sampler_runs_and_changes_the_answer(engine: Harness, settings: dict[str, object]) -> None:
+    plain = engine.ask("Say: ha ha ha ha ha", n=40, ignore_eos=True)
+    assert engine.ask("Say: ha ha ha ha ha", n=40, ignore_eos=True, **settings) != plain
+
+
+def test_an_answer_has_at_least_min_tokens(engine: Harness) -> None:
+    engine.ask(SPAIN, {"pirate": 1.0}, n=60)
+    natural = engine.done[engine.last].eval_tokens
+    engine.ask(SPAIN, {"pirate": 1.0}, n=60, min_tokens=natural + 5)
+    assert engine.done[engine.last].eval_tokens >= natural + 5
