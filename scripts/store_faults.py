@@ -228,8 +228,8 @@ def run_step(operation: str, work: Path) -> int:
 
 
 def strace(work: Path, operation: str, trace: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    step = [sys.executable, "-S", __file__, "step", operation, str(work)]
-    environ = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": str(trace.parent / "pycache")}
+    step = [sys.executable, "-S", "-B", __file__, "step", operation, str(work)]
+    environ = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0"}
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "300", "-o", str(trace), *options, *step]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
@@ -237,10 +237,9 @@ def strace(work: Path, operation: str, trace: Path, *options: str) -> subprocess
 def points(template: Path, work: Path, operation: str) -> Iterator[Point]:
     """Every system call of the operation that names the store, times every fault."""
     trace = work.parent / "trace"
-    for _ in range(2):  # the first run fills the bytecode cache, whose writing would be counted
-        _fresh(template, work)
-        done = strace(work, operation, trace, "-e", "trace=%file,%desc")
-        assert done.returncode == 0, done.stderr
+    _fresh(template, work)
+    done = strace(work, operation, trace, "-e", "trace=%file,%desc")
+    assert done.returncode == 0, done.stderr
     counts: Counter[str] = Counter()
     started = False
     for line in trace.read_text().splitlines():

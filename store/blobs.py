@@ -125,9 +125,10 @@ class Blobs:
             if ingest.clone(file.fd, out):
                 digest = ingest.hash_file(out, terms.progress)
             elif terms.link and _link(file, linked := session.path()):
-                digest = file.check(ingest.hash_file(file.fd, terms.progress))
                 is_ours = file.path.is_relative_to(staged.parent)
-                return self._publish(linked, file.fd, digest, terms, keep_mode=not is_ours)
+                with closing(os.open(linked, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+                    digest = file.check(ingest.hash_file(fd, terms.progress))
+                    return self._publish(linked, fd, digest, terms, keep_mode=not is_ours)
             else:
                 digest = file.check(ingest.copy_file(file.fd, out, terms.progress))
             return self._publish(staged, out, digest, terms)

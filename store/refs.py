@@ -75,6 +75,10 @@ class Refs:
                 data = _read(path)
             except (FileNotFoundError, NotADirectoryError):
                 raise NotFound(f"nothing at {path}") from None
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise Corrupt(f"{path} is a symbolic link") from None
+                raise
         try:
             return Layer.from_json(parse_json(data, "file"))
         except Corrupt as error:
@@ -123,13 +127,13 @@ class Refs:
                 yield Unreadable(path, error.message)
 
     def foreign(self) -> Iterator[Path]:
-        """What lies in the tree and is no ref: bad names, folders too deep, files too high up, links."""
+        """What lies in the tree and can be no ref: bad names, folders too deep, files or links too high up."""
         for depth in range(1, self._depth + 1):
             for found in _walk(self.root, depth):
                 if isinstance(found, Unreadable):
                     continue
                 is_leaf = depth == self._depth
-                misplaced = found.is_symlink() or found.is_dir(follow_symlinks=False) == is_leaf
+                misplaced = found.is_dir(follow_symlinks=False) == is_leaf
                 if misplaced or (is_leaf and _name(Path(found.path).relative_to(self.root).parts) is None):
                     yield Path(found.path)
 

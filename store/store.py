@@ -290,11 +290,13 @@ class Store:
     def _check_format(self) -> None:
         path = self.root / "format"
         with os_errors("read", path):
-            found = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else ""
+            found = path.read_bytes()[:20].strip() if path.exists() else b""
             if not found:
-                path.write_text(f"{FORMAT}\n", encoding="ascii")
-        if found.isdecimal() and int(found) > FORMAT:
-            raise ReadOnly(f"the store at {self.root} has format {found}, newer than {FORMAT}", hint="update modelctl")
+                path.write_bytes(b"%d\n" % FORMAT)
+        if found.isdigit() and int(found) > FORMAT:
+            raise ReadOnly(
+                f"the store at {self.root} has format {int(found)}, newer than {FORMAT}", hint="update modelctl"
+            )
 
 
 def _damaged(entry: Entry, problem: str) -> Corrupt:
