@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CONNECT_TIMEOUT = 5.0  # seconds; answers may take as long as they need
+VERSION_TIMEOUT = 10.0
 BY_STATUS: dict[int, type[errors.ModelctlError]] = {
     400: errors.BadRequest,
     403: errors.Forbidden,
@@ -44,8 +45,9 @@ class Client:
         self._session = requests.Session()
         self._session.trust_env = not address.is_local  # a proxy cannot reach this machine's loopback
 
-    def version(self, timeout: float | None = None) -> str:
-        return self._call("GET", "/api/version", native.VersionReply, timeout=timeout).version
+    def version(self) -> str:
+        """Any daemon answers this at once; what takes longer is something else, or has hung."""
+        return self._call("GET", "/api/version", native.VersionReply, timeout=VERSION_TIMEOUT).version
 
     def ps(self) -> native.PsReply:
         return self._call("GET", "/api/ps", native.PsReply)
@@ -123,21 +125,32 @@ class Client:
                 data=None if body is None else msgspec.json.encode(body),
                 headers={"Content-Type": "application/json"},
                 params=params,
-                timeout=(timeout or CONNECT_TIMEOUT, timeout),
+                timeout=(CONNECT_TIMEOUT, timeout),
                 stream=stream,
                 allow_redirects=False,
             )
             if response.status_code != 200:
                 raise self._refusal(response)
         except requests.ConnectionError as error:
-            raise self._unreachable(error) from None
+            raise self._no_connection(error) from None
+        except requests.ReadTimeout:
+            raise self._stranger(f"nothing comes back in {timeout:g} seconds") from None
         except (requests.RequestException, ValueError) as error:  # ValueError: urllib3 on an impossible address
             raise errors.ModelctlError(f"calling {self.address.url} failed: {error}") from None
         return response
 
-    def _unreachable(self, error: Exception) -> errors.DaemonUnreachable:
-        if "RemoteDisconnected" in str(error) or "ConnectionReset" in str(error):
-            return errors.DaemonUnreachable("the daemon went away before it answered", hint="see: modelctl logs")
+    def _no_connection(self, error: requests.ConnectionError) -> errors.ModelctlError:
+        """Only what nobody listens to is unreachable: something else on the port must not make us start a daemon."""
+        import requests
+        from urllib3.exceptions import ProtocolError
+
+        cause = error.args[0] if error.args else None
+        if isinstance(cause, ProtocolError):
+            if "BadStatusLine" in repr(cause):
+                return self._stranger("that is no HTTP")
+            return errors.ModelctlError("the daemon went away before it answered", hint="see: modelctl logs")
+        if isinstance(error, requests.exceptions.SSLError):
+            return errors.ModelctlError(f"{self.address.url} offers no encryption that can be trusted: {cause}")
         hint = (
             "start one with: modelctl serve" if self.address.is_local else "is MODELCTL_HOST right, and the daemon up?"
         )
