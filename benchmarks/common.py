@@ -2,7 +2,7 @@
 
 The peer is llama-server at the llama.cpp commit that llama-cpp-python vendors, built natively from its source
 distribution; `LLAMA_SERVER` names the binary. Everything else is made here: the base requantised to Q4_0, and rank-16
-adapters of random weights on all seven modules. The machine is noisy: each comparison alternates between the two servers
+adapters of random weights on all seven modules. Machines are noisy: each comparison alternates between the two servers
 in one run, and medians and ratios count.
 """
 
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class Server:
                 times.append(time.perf_counter() - started)
             counts = end or counts
         writer.close()
-        gaps = tuple(b - a for a, b in zip(times, times[1:], strict=False))
+        gaps = tuple(b - a for a, b in pairwise(times))
         return Answer(counts[0], time.perf_counter() - started, times[0] if times else 0.0, counts[1], gaps)
 
     def stop(self) -> None:
