@@ -14,7 +14,6 @@ fault in one system call, then checks the eight invariants:
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,12 +23,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -355,6 +352,8 @@ def try_points(operations: list[str], every: int, folder: Path, say: Callable[[s
 
 def soak(seconds: float, folder: Path, n_workers: int = 16, say: Callable[[str], None] = print) -> list[str]:
     """16 writers of overlapping models, gc without grace, a reader, and a kill every 0.1 s. The violations."""
+    from multiprocessing import get_context
+
     store, log = Store(folder / "store"), folder / "log"
     log.mkdir()
     keep = store.write("keep", _model(store, b"shared 0", b"shared 1"))
@@ -468,18 +467,18 @@ def _judge_worker(store: Store, lines: list[list[str]]) -> Iterator[str]:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["step"]:  # before the imports, which thousands of steps would pay for
+        return run_step(sys.argv[2], Path(sys.argv[3]))
+    import argparse
+    import tempfile
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step")
-    step.add_argument("operation")
-    step.add_argument("work", type=Path)
     every = commands.add_parser("points")
     every.add_argument("--ops", default=",".join(OPERATIONS))
     every.add_argument("--every", type=int, default=1)
     commands.add_parser("soak").add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
-    if args.command == "step":
-        return run_step(args.operation, args.work)
     with tempfile.TemporaryDirectory() as folder:
         if args.command == "points":
             return int(try_points(args.ops.split(","), args.every, Path(folder))[1] > 0)

@@ -12,13 +12,15 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from .digest import Digest
 from .errors import FULL, BadSource, Mismatch, closing
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when unknown)
 
@@ -44,14 +46,15 @@ class Hasher:
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)  # started with the first chunk
+        self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Hasher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def update(self, chunk: memoryview) -> None:
         """`chunk` must stay as it is until the next call returns."""
@@ -59,11 +62,18 @@ class Hasher:
         if len(chunk) < CHUNK // 16:
             self._sha.update(chunk)
         else:
-            self._pending = self._thread.submit(self._sha.update, chunk)
+            self._pending = self._pool().submit(self._sha.update, chunk)
 
     def digest(self) -> Digest:
         self._settle()
         return Digest(self._sha.hexdigest())
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            from concurrent.futures import ThreadPoolExecutor  # 10 ms that `modelctl list` need not pay
+
+            self._thread = ThreadPoolExecutor(1)
+        return self._thread
 
     def _settle(self) -> None:
         if self._pending is not None:

@@ -14,7 +14,6 @@ import fcntl
 import itertools
 import os
 import re
-import secrets
 import shutil
 import sys
 import threading
@@ -57,7 +56,7 @@ class Session:
         """The folder, made and locked. Raises `OSError`."""
         while self.folder is None:
             self._staging.mkdir(parents=True, exist_ok=True)
-            folder = self._staging / f"{os.getpid()}.{int(time.time())}.{command()}.{secrets.token_hex(4)}"
+            folder = self._staging / f"{os.getpid()}.{int(time.time())}.{command()}.{os.urandom(4).hex()}"
             folder.mkdir()
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 import threading
 import time
@@ -70,7 +69,7 @@ class _Check:
     def __init__(self, store: Store, repair: bool, journal: _Journal, progress: Progress | None) -> None:
         self.report = Report()
         self._store, self._repair, self._journal, self._progress = store, repair, journal, progress
-        self._folder = store.quarantine / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self._folder = store.quarantine / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._done = self._total = 0
