@@ -41,11 +41,12 @@ def adapter(source: Source, first: int, pos: int) -> Adapter:
 
 def read_bare(text: str) -> str | None:
     """The path in `text`, if `text` is one path, quoted or not, and nothing more."""
+    line = read_line(Source(text, ""), 0)
     try:
-        path, clauses = _split(Value(text, 0, len(text), ""))
+        path, clauses = _split(line)
     except Mistake:
         return None
-    return path.text if not clauses.text and path.text.strip() else None
+    return path.text if line.text == text and path.text.strip() and not clauses.text else None
 
 
 def _split(line: Value) -> tuple[Value, Value]:

@@ -30,7 +30,7 @@ _NOT_YET = {
     Requires: "it names a version of Ollama",
     Capability: "capabilities are read from the model file and its template",
 }
-_SEVERAL = re.compile(r'",?[ \t]*"|^\[.*\]$')
+_SEVERAL = re.compile(r'"(?:,[ \t]*|[ \t]+)"|^\[\s*["\'].*\]$')
 _ESCAPE = re.compile(r"\\[nrt]")
 MAX_WARNINGS = 100
 

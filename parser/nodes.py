@@ -22,17 +22,17 @@ class Span(NamedTuple):
     last: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Node:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class From(Node):
     value: str  # a model's name or a path; only the disk can tell which
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Adapter(Node):
     path: str
     name: str | None = None
@@ -43,54 +43,54 @@ class Adapter(Node):
         return self.name or adapter_name(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Parameter(Node):
     name: str
     value: Scalar  # of the type that PARAMETERS says; a deprecated one keeps its text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Template(Node):
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class System(Node):
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message(Node):
     role: str
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class License(Node):
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Requires(Node):
     version: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Renderer(Node):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Parser(Node):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Draft(Node):
     path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Capability(Node):
     name: str
 
@@ -112,7 +112,7 @@ Instruction = (
 N = TypeVar("N", bound=Node)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Modelfile:
     """A parsed Modelfile. The properties apply the language's rules for repeats: the last one wins, except that
     FROM, ADAPTER, MESSAGE, LICENSE, DRAFT, CAPABILITY and `PARAMETER stop` add up."""
