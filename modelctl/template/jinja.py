@@ -93,11 +93,40 @@ def _message(message: Message) -> dict[str, Any]:
     optional = {
         "thinking": message.thinking,
         "reasoning_content": message.thinking,
-        "tool_calls": [{"type": "function", **call} for call in message.tool_calls],
+        "tool_calls": [_tool_call(call) for call in message.tool_calls],
         "name": message.tool_name,
         "tool_call_id": message.tool_call_id,
     }
     return {"role": message.role, "content": message.content} | {k: v for k, v in optional.items() if v}
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return {"type": "function", **call}
+    return {"type": "function", **call, "function": {**function, "arguments": _arguments(function.get("arguments"))}}
+
+
+def _arguments(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    return Arguments(value) if isinstance(value, dict) else value
+
+
+class Arguments(dict[str, Any]):
+    """A call's arguments: an object to templates that take it apart, JSON text to those that print it or add to it."""
+
+    def __str__(self) -> str:
+        return _tojson(self)
+
+    def __add__(self, text: str) -> str:
+        return str(self) + text
+
+    def __radd__(self, text: str) -> str:
+        return text + str(self)
 
 
 class GenerationTag(Extension):

@@ -14,7 +14,7 @@ from modelctl.errors import BadRequest
 from modelctl.template.conversation import Conversation, Message
 from modelctl.template.limits import TemplateLimit
 
-ROLES = frozenset(("system", "user", "assistant", "tool"))
+ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0xFFFFD  # Unicode's plane for private use: no letters, no whitespace
 
 
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 def pieces(template: Template, conversation: Conversation, control: Collection[str]) -> list[Piece]:
     """The prompt as pieces. No control string of `control` in a special piece begins with a typed character, where
-    typed is all that a conversation holds: contents, suffix, tools, calls and their parts.
+    typed is all that a conversation holds: contents, suffix, tools, calls and their parts. No unknown role makes one.
 
     Control strings in what was typed are replaced by private characters for the render, and put back as plain pieces.
     A template may also form some out of typed parts: by deleting what was between them, or by putting two messages
@@ -46,6 +46,8 @@ def pieces(template: Template, conversation: Conversation, control: Collection[s
     whole, first = _patterns(frozenset(control))
     typed = "\0".join(_strings(conversation))
     exact = _render(template, conversation, typed, whole)
+    if odd := {m.role for m in conversation.messages if m.role} - ROLES:  # role "end" in <|{{ .Role }}|>
+        first = re.compile("|".join([*map(re.escape, sorted(odd)), first.pattern]))
     if first.search(typed):
         marked = _render(template, conversation, typed, first)
         if Counter(whole.findall(exact.text)) - Counter(whole.findall(marked.text)):

@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -269,6 +270,32 @@ def _filter(name: str, node: nodes.Node) -> nodes.Filter:
     return nodes.Filter(node, f" {name}", [], [], None, None, lineno=node.lineno)  # the blank: no template can say it
 
 
+class Names(Namespace):
+    """namespace(), without names that Python itself looks for: __html__, __call__, ..."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no named self: a template may have a name "self"
+        Namespace.__init__(args[0], {_public(name): value for name, value in dict(*args[1:], **kwargs).items()})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(_public(name), value)
+
+
+def _public(name: str) -> str:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace can't hold {name!r}")
+    return name
+
+
+class _Dict:
+    """dict(), without the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
     concat = staticmethod(join)
@@ -277,6 +304,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         del self.globals["lipsum"]
+        self.globals |= {"dict": _Dict(), "namespace": Names}
         self.filters |= {" concatenate": _concatenate, " weighed": weighed}
         self.filters = {name: _bounded(name, filter_) for name, filter_ in self.filters.items()}
 

@@ -21,6 +21,9 @@ JINJA = {
     "extends": "{% extends 'x' %}",
     "mutation": "{{ messages.append(1) }}{{ messages.clear() }}",
     "generator frame": "{{ (messages|map('upper')).gi_frame.f_globals.x }}",
+    "namespace dunder": "{% set ns = namespace() %}{% set ns.__html__ = cycler %}{{ ns|e }}",
+    "namespace dunder argument": "{{ namespace(__html__=cycler)|e }}",
+    "dict type": "{{ dict.mro() }}{{ dict.__base__ }}",
     "function code": "{{ strftime_now.__code__.co_consts.x }}",
     # time
     "two ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",

@@ -109,6 +109,17 @@ def test_tools_calls_and_results() -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [{"x": [1, "é"]}, '{"x": [1, "é"]}'])
+@pytest.mark.parametrize(
+    "source",
+    ["{{ a|tojson }}", "{{ a }}", "{{ '' + a + '' }}", "{{ a|string }}", "{{ '' ~ a }}", "{{ dict(a)|tojson }}"],
+)
+def test_arguments_are_an_object_and_its_text(source: str, arguments: Any) -> None:
+    chat = [Message("assistant", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])]
+    source = "{% set a = messages[0].tool_calls[0].function.arguments %}" + source
+    assert load(None, gguf_template=source).render(Conversation(chat)) == '{"x": [1, "é"]}'
+
+
 @pytest.mark.parametrize(
     ("source", "prompt"),
     [

@@ -106,6 +106,18 @@ def test_names_that_a_template_compares_survive() -> None:
     assert pieces(load(None, gguf_template=source), chat, CONTROL) == [Piece("yes", True), Piece("<|im_end|>", False)]
 
 
+def test_an_unknown_role_makes_no_control_string() -> None:
+    template = load("{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|im_end|>{{ end }}", gguf_template=None)
+    control = {"<|user|>", "<|im_end|>", "<|ipython|>"}
+
+    def parts(role: str) -> list[tuple[str, bool]]:
+        return [tuple(p) for p in pieces(template, Conversation([Message(role, "a")]), control)]
+
+    assert parts("user") == [("<|user|>a<|im_end|>", True)]
+    assert parts("critic") == [("<|critic|>a<|im_end|>", True)]
+    assert parts("im_end") == [("<|", True), ("im_end", False), ("|>a<|im_end|>", True)]
+
+
 def test_json_keeps_the_marks() -> None:
     template = load(None, gguf_template="{{ messages[0].content|tojson }}")
     parts = pieces(template, Conversation([Message("user", 'a"<think>')]), CONTROL)
