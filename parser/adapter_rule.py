@@ -103,7 +103,8 @@ def _as(words: list[Value], path: Value) -> tuple[str | None, list[Value]]:
     """[AS name]"""
     if not words or words[0].text.upper() != "AS":
         return None, words
-    if len(words) < 2 or (words[1].text.upper() == "SCALE" and len(words) < 4):
+    missing = len(words) == 3 and words[1].text.upper() == "SCALE" and read_float(words[2].text) is not None
+    if len(words) < 2 or missing:
         hint = f"for example AS {adapter_name(path.text)}"
         raise Mistake(words[0].start, words[0].end, "AS needs a name", hint)
     name = words[1]

@@ -90,7 +90,7 @@ def _about_text(name: str, text: str) -> Iterator[tuple[str, str | None]]:
     if "\r\n" in text:
         yield (
             f"the text of {name} has Windows line ends, and the model will see them",
-            "modelctl lint --fix removes them",
+            "`modelctl lint --fix` removes them",
         )
     if len(text) > 1 and text[0] == text[-1] == "'" and "\n" not in text:
         yield f"the single quotes belong to the text of {name}", 'use " to quote it, or no quotes'

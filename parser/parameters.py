@@ -162,7 +162,7 @@ def deprecated() -> list[str]:
 def _default(spec: ParameterSpec) -> str:
     if spec.default is None:
         return "none" if spec.type is str else "auto"
-    return f"{spec.default:g}" if spec.type is float else str(spec.default)
+    return f"{spec.default:g}" if spec.type is float else str(spec.default).lower()
 
 
 def _range(spec: ParameterSpec) -> str:
@@ -241,4 +241,6 @@ def _shown(value: object) -> str:
         return clipped(value, 60) if read_float(value) is not None else quoted(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return clipped(str(value), 60) if isinstance(value, int | float) else f"a {type(value).__name__}"
+    if isinstance(value, int) and abs(value) >= 10**20:  # str() of thousands of digits raises
+        return "a number of more than 20 digits"
+    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"

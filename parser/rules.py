@@ -41,7 +41,7 @@ def instruction(source: Source, first: int) -> Instruction:
     text = source.text
     pos = first_word(text, first)
     rule = RULES.get(text[first:pos].upper())
-    if rule is None:
+    if rule is None or not text[first:pos].isascii():  # the upper case of a long s is S
         raise unknown(text, first, pos)
     if text[pos : pos + 1] not in BLANKS + "\r\n":
         raise no_space(text, first, pos)

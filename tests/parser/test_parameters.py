@@ -8,6 +8,7 @@ import pytest
 
 from modelctl.parser import PARAMETERS, ParameterError, check_value, deprecated, table
 
+MANY = "not a number of more than 20 digits"
 OLLAMA = {  # api/types.go: name -> default
     "num_keep": 4,
     "seed": -1,
@@ -52,6 +53,7 @@ def test_the_table_for_help_shows_what_the_parser_uses() -> None:
     assert rows["num_predict"][1:4] == ("int", "-1", "-2 or more")
     assert rows["seed"][1:4] == ("int", "-1", "-1 to 4294967295")
     assert rows["use_mmap"][1:4] == ("bool", "auto", "true or false")
+    assert rows["ignore_eos"][1:4] == ("bool", "false", "true or false")
     assert rows["stop"][1:4] == ("str", "none", "any text")
     assert all(row.help for row in rows.values())
 
@@ -91,7 +93,8 @@ def test_values(name: str, value: object, expected: object) -> None:
         ("temperature", [1], "temperature takes a number from 0 to 100, not a list", None),
         ("temperature", math.nan, "temperature takes a number from 0 to 100, not nan", None),
         ("temperature", math.inf, "temperature takes a number from 0 to 100, not inf", None),
-        ("temperature", 10**400, f"temperature takes a number from 0 to 100, not 1{'0' * 58}…", None),
+        ("seed", -(10**20), f"seed takes a whole number from -1 to 4294967295, {MANY}", None),
+        pytest.param("top_k", 10**5000, f"top_k takes a whole number of at most 2147483647, {MANY}", None, id="digits"),
         ("temperature", "0,7", "temperature takes a number from 0 to 100, not '0,7'", "write 0.7"),
         (
             "top_p",

@@ -35,7 +35,9 @@ TEXT = st.lists(PIECES | st.text(st.characters(codec="utf-8", exclude_characters
     "".join
 )
 PATH = TEXT.filter(lambda text: text.strip() and not set("\r\n") & set(text))
-WORD = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True)
+WORD = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True) | st.sampled_from(
+    ("as", "scale", "AS", "SCALE", "0.5", "user")
+)
 NAME = WORD.filter(lambda word: reason_against(word) is None)
 SCALE = st.floats(-100, 100)
 
