@@ -67,14 +67,14 @@ class Blobs:
         with os_errors("read", path):
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with closing(fd):
-            yield os.fdopen(fd, "rb", closefd=False)
+            yield os.fdopen(fd, "rb", buffering=0, closefd=False)
 
     def read(self, digest: Digest, limit: int = READ_LIMIT) -> bytes:
         """All bytes of a small blob, checked against its digest. Raises `NotFound` or `Corrupt`."""
         with self.open(digest) as file, os_errors("read", self.path(digest)):
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise Corrupt(f"blob {digest} has more than the {limit} bytes that make sense here")
+            if os.fstat(file.fileno()).st_size > limit:
+                raise Corrupt(f"blob {digest} has more than the {limit} bytes that make sense here")
+            data = file.read()
         if Digest.of(data) != digest:
             raise Corrupt(f"blob {digest} is damaged: its bytes do not hash to its name", hint="run `modelctl verify`")
         return data

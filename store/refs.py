@@ -35,10 +35,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A folder of names that cannot be listed: nobody knows which models are in it."""
+    """A folder of names that cannot be listed, or is a link: nobody knows which models are in it."""
 
     path: Path
     problem: str
+    is_link: bool = False
 
 
 class Refs:
@@ -116,25 +117,26 @@ class Refs:
             if isinstance(found, Unreadable):
                 yield found
                 continue
-            path = Path(found.path)
-            if _name(path.relative_to(self.root).parts) is None:
+            name = _name(_parts_below(self.root, found))
+            if name is None:
                 continue
             try:
-                yield self.entry(path)
-            except NotFound:  # removed meanwhile, or a folder
+                if not found.is_dir(follow_symlinks=False):
+                    yield Entry(name, Path(found.path), found.stat(follow_symlinks=False).st_mtime)
+            except FileNotFoundError:  # removed meanwhile
                 continue
-            except StoreError as error:
-                yield Unreadable(path, error.message)
+            except OSError as error:
+                yield Unreadable(Path(found.path), f"{found.path} cannot be looked at: {error.strerror}")
 
     def foreign(self) -> Iterator[Path]:
-        """What lies in the tree and can be no ref: bad names, folders too deep, files or links too high up."""
+        """What lies in the tree and can be no ref: bad names, folders too deep, files too high up."""
         for depth in range(1, self._depth + 1):
             for found in _walk(self.root, depth):
-                if isinstance(found, Unreadable):
+                if isinstance(found, Unreadable) or (found.is_symlink() and depth < self._depth):
                     continue
                 is_leaf = depth == self._depth
                 misplaced = found.is_dir(follow_symlinks=False) == is_leaf
-                if misplaced or (is_leaf and _name(Path(found.path).relative_to(self.root).parts) is None):
+                if misplaced or (is_leaf and _name(_parts_below(self.root, found)) is None):
                     yield Path(found.path)
 
     def folders(self) -> Iterator[Path]:
@@ -177,6 +179,10 @@ def _name(parts: tuple[str, ...]) -> ModelName | None:
     return name if _parts(name) == parts else None
 
 
+def _parts_below(root: Path, entry: os.DirEntry[str]) -> tuple[str, ...]:
+    return tuple(entry.path[len(str(root)) + 1 :].split("/"))
+
+
 def _match(folder: Path, part: str) -> Path:
     """The entry of `folder` that is `part` in some case, exact spelling first; refuses to walk through a link."""
     path = folder / part
@@ -196,22 +202,28 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _walk(folder: Path, depth: int) -> Iterator[os.DirEntry[str] | Unreadable]:
+def _walk(folder: Path | str, depth: int) -> Iterator[os.DirEntry[str] | Unreadable]:
     """The entries exactly `depth` levels down. A folder that is gone is empty; one that cannot be read is not: gc would
     take its models for garbage."""
     try:
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted(found, key=_by_name)
     except FileNotFoundError:
         return
     except OSError as error:
-        yield Unreadable(folder, f"{folder} cannot be listed: {error.strerror}")
+        yield Unreadable(Path(folder), f"{folder} cannot be listed: {error.strerror}")
         return
     for entry in entries:
         if depth == 1:
             yield entry
+        elif entry.is_symlink():
+            yield Unreadable(Path(entry.path), f"{entry.path} is a symbolic link", is_link=True)
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), depth - 1)
+            yield from _walk(entry.path, depth - 1)
+
+
+def _by_name(entry: os.DirEntry[str]) -> str:
+    return entry.name
 
 
 def _read(path: Path) -> bytes:

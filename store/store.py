@@ -181,10 +181,10 @@ class Store:
         """Every entry of one tree, whole or damaged."""
         for entry in refs.entries():
             if isinstance(entry, Unreadable):
-                yield Damage(None, entry.path, entry.problem)
+                yield Damage(None, entry.path, entry.problem, entry.is_link)
                 continue
             try:
-                yield self.load(refs, entry.path)
+                yield self._load(refs, entry)
             except NotFound:
                 pass  # removed meanwhile
             except StoreError as error:
@@ -192,18 +192,20 @@ class Store:
 
     def load(self, refs: Refs, path: Path) -> Ref:
         """What a ref file points at. Raises `NotFound` if there is no such file, `Corrupt` for anything else."""
-        entry = refs.entry(path)
-        digest = refs.read(path).digest
+        return self._load(refs, refs.entry(path))
+
+    def _load(self, refs: Refs, entry: Entry) -> Ref:
+        digest = refs.read(entry.path).digest
         try:
             manifest = Manifest.from_bytes(self.read(digest, MAX_BYTES))
         except NotFound as error:
-            if refs.read(path).digest != digest:  # rewritten since, and the old manifest swept
-                return self.load(refs, path)
+            if refs.read(entry.path).digest != digest:  # rewritten since, and the old manifest swept
+                return self.load(refs, entry.path)
             raise _damaged(entry, error.message) from None
         except Corrupt as error:
             raise _damaged(entry, error.message) from None
         if entry.name.digest not in (None, digest):
-            raise _damaged(entry, f"{path} points at {digest}")
+            raise _damaged(entry, f"{entry.path} points at {digest}")
         return Ref(entry.name, digest, manifest, entry.modified)
 
     def check_layers(self, manifest: Manifest) -> None:

@@ -84,6 +84,17 @@ def test_a_folder_of_names_that_cannot_be_read_stops_it(store: Store, build, mon
     assert _blobs(store) == before
 
 
+def test_names_behind_a_link_stop_it(store: Store, build, tmp_path: Path) -> None:
+    store.write("tutor", build(b"base"))
+    before = _blobs(store)
+    folder = store.refs.root / "registry.ollama.ai"
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    with pytest.raises(Corrupt, match="symbolic link"):
+        collect(store, grace=0)
+    assert _blobs(store) == before
+
+
 def test_foreign_files_and_links_stay(store: Store, build, canary: Path) -> None:
     store.write("tutor", build(b"base"))
     foreign = store.blobs.folder / "notes.txt"
