@@ -27,23 +27,25 @@ def register(app: typer.Typer) -> None:
 def lint(file: File = "Modelfile", fix: Fix = False) -> None:
     """Check a Modelfile without creating a model. Whether the files that it names exist is for `create` to say.
 
-    Warnings tell what has no effect or is a likely trap; the exit code stays 0. With --fix, a file that has problems
-    stays as it is.
+    Warnings leave the exit code at 0. With --fix, a file that has problems stays as it is.
     """
     from modelctl.parser import decode, parse, warnings
 
     data = _read(file)
-    text = decode(data, file)
-    advice = warnings(parse(text, file))  # raises with every problem
-    for problem in advice:
+    name = "stdin" if file == STDIN else file
+    text = decode(data, name)
+    found = warnings(parse(text, name))  # raises with every problem
+    for problem in found:
         term.note(f"warning: {problem}")
     if fix:
         _fix(file, data, text)
     else:
-        term.note(f"{file}: no problems" + (f", {len(advice)} to think about" if advice else ""))
+        counted = {0: "no problems", 1: "no problems, 1 warning"}
+        term.note(f"{name}: {counted.get(len(found), f'no problems, {len(found)} warnings')}")
 
 
 def _fix(file: str, data: bytes, text: str) -> None:
+    """CRLF goes from texts too: nobody wants a model to see what an editor for Windows put there."""
     from modelctl.parser import parse, tidy
 
     fixed = tidy(parse(text.replace("\r\n", "\n"), file)).encode()

@@ -45,8 +45,14 @@ def test_warnings_are_no_failure(file: Path, capsys: pytest.CaptureFixture[str])
         "    2 | PARAMETER low_vram true\n"
         "      |                    ^~~~\n"
         "    hint: remove this line\n"
-        f"{file}: no problems, 1 to think about\n"
+        f"{file}: no problems, 1 warning\n"
     )
+
+
+def test_warnings_are_counted(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("FROM m\nSYSTEM a\nSYSTEM b\nSYSTEM c\n")
+    lint(str(file))
+    assert capsys.readouterr().err.endswith(f"{file}: no problems, 2 warnings\n")
 
 
 def test_problems_are_raised_and_nothing_is_written(file: Path) -> None:
@@ -113,4 +119,10 @@ def test_fix_that_cannot_be_written_leaves_the_file(file: Path, monkeypatch: pyt
 def test_stdin(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(UNTIDY.encode())))
     lint("-", fix=True)
-    assert capsysbinary.readouterr().out == TIDY.encode()
+    assert capsysbinary.readouterr() == (TIDY.encode(), b"")
+
+
+def test_problems_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"FOO")))
+    with pytest.raises(ModelfileError, match="^stdin:1:1: unknown instruction"):
+        lint("-")
