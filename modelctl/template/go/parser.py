@@ -52,7 +52,9 @@ class _Scope:
         return len(self.names) - 1
 
     def find(self, name: str) -> int | None:
-        return next((i for i in reversed(range(len(self.names))) if self.names[i] == name), None)
+        if name not in self.names:
+            return None
+        return len(self.names) - 1 - self.names[::-1].index(name)
 
 
 class _Parser:
