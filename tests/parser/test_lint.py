@@ -124,5 +124,5 @@ def test_stdin(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.M
 
 def test_problems_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"FOO")))
-    with pytest.raises(ModelfileError, match="^stdin:1:1: unknown instruction"):
+    with pytest.raises(ModelfileError, match=r"^stdin:1:1: unknown instruction"):
         lint("-")
