@@ -178,8 +178,9 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for array in _arrays(weights, deltas, progress):
-            writer.write_tensor_data(np.ascontiguousarray(array))
+        with np.errstate(all="ignore"):  # NaN and overflow are reported by check_finite, with the tensor's name
+            for array in _arrays(weights, deltas, progress):
+                writer.write_tensor_data(np.ascontiguousarray(array))
     finally:
         writer.close()
 

@@ -1,9 +1,11 @@
-"""Are an adapter's weights numbers? One NaN or infinity makes every logit NaN, and greedy decoding repeats token 0."""
+"""Are an adapter's weights sane numbers? One NaN, or a number whose products overflow, makes every logit NaN, and greedy
+decoding then repeats token 0 for ever."""
 
 from __future__ import annotations
 
 from modelctl.gguf_check import Header, Tensor
 
+MAX_WEIGHT = 65504.0  # the largest float16; trained weights stay below 10
 _CHUNK = 1 << 22  # elements
 
 
@@ -17,11 +19,12 @@ def check_finite(header: Header) -> None:
             data = np.frombuffer(file.read(tensor.size), dtype=np.uint8)
             if len(data) != tensor.size:
                 raise header.invalid("changed while it was read")
-            if not _is_finite(data, tensor):
-                raise header.invalid(f"tensor {tensor.name!r} holds NaN or infinity; the adapter is damaged")
+            if not _is_sane(data, tensor):
+                wrong = f"NaN, infinity or numbers beyond {MAX_WEIGHT:g}"
+                raise header.invalid(f"tensor {tensor.name!r} holds {wrong}; the adapter is damaged")
 
 
-def _is_finite(data: object, tensor: Tensor) -> bool:
+def _is_sane(data: object, tensor: Tensor) -> bool:
     import gguf
     import numpy as np
 
@@ -30,6 +33,6 @@ def _is_finite(data: object, tensor: Tensor) -> bool:
     n_rows = max(1, _CHUNK // tensor.shape[0])
     with np.errstate(all="ignore"):
         return all(
-            bool(np.isfinite(gguf.dequantize(rows[start : start + n_rows], kind)).all())
+            bool((np.abs(gguf.dequantize(rows[start : start + n_rows], kind)) <= MAX_WEIGHT).all())
             for start in range(0, len(rows), n_rows)
         )

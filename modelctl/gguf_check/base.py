@@ -13,6 +13,7 @@ from modelctl.gguf_check.reader import Array, Header, Tensor
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+MMAP_ALIGNMENT = 32  # ggml asserts it of every buffer, and the mapped file is one
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 FLOAT_RANGES = {
     "attention.layer_norm_rms_epsilon": (0.0, 1.0),
@@ -21,6 +22,9 @@ FLOAT_RANGES = {
     "rope.freq_base_swa": (1.0, 1e30),
     "rope.scaling.factor": (1e-6, 1e6),
 }
+
+NO_BYTES = ("bert", "rwkv")  # tokenizers that llama.cpp aborts in when asked for the byte of a byte token
+BYTE = 6  # the token type of byte tokens
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _ATTENTION = re.compile(r"blk\.\d+\.attn_(q|qkv)\.weight")
@@ -185,13 +189,17 @@ def _check_tensors(header: Header) -> None:
         raise header.invalid(
             f"has tensors for block {max(blocks)}, but '{header.architecture}.block_count' is {n_blocks}"
         )
+    if header.alignment % MMAP_ALIGNMENT:
+        raise header.invalid(
+            f"has general.alignment {header.alignment}; llama.cpp maps bases that have 32 or a multiple"
+        )
     for tensor in header.tensors.values():
         _check_type(header, tensor)
 
 
 def _check_type(header: Header, tensor: Tensor) -> None:
-    """Norms, biases and scales meet float32 activations element by element, which ggml does for F32 only; matrices may be
-    floats or quantised, never integers."""
+    """Norms, biases and scales meet float32 activations element by element, which ggml does for F32 only. Matrices may
+    be floats or quantised, never integers."""
     name = tensor.name
     if name.endswith(("_norm.weight", ".bias", ".scale", "rope_freqs.weight")) and tensor.type != "F32":
         raise header.invalid(f"tensor {name!r} has type {tensor.type}; expected F32")
@@ -200,7 +208,8 @@ def _check_type(header: Header, tensor: Tensor) -> None:
 
 
 def _check_vocabulary(header: Header) -> None:
-    if _string(header, "tokenizer.ggml.model") in ("", "none", "no_vocab"):
+    tokenizer = _string(header, "tokenizer.ggml.model")
+    if tokenizer in ("", "none", "no_vocab"):
         return
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Array) or tokens.type != "STRING" or not tokens.length:
@@ -209,6 +218,9 @@ def _check_vocabulary(header: Header) -> None:
     _check_array(header, "tokenizer.ggml.token_type", ("INT32",), tokens.length)
     _check_array(header, "tokenizer.ggml.merges", ("STRING",), 0)
     _check_duplicates(header, tokens)
+    types = header.metadata.get("tokenizer.ggml.token_type")
+    if tokenizer in NO_BYTES and isinstance(types, Array) and BYTE in types.values():
+        raise header.invalid(f"the vocabulary has byte tokens, which its tokenizer {tokenizer!r} does not know")
 
 
 def _check_array(header: Header, key: str, types: tuple[str, ...], at_least: int) -> None:

@@ -32,7 +32,10 @@ def refused(file: File, base: Header, tmp_path: Path) -> None:
     path = file.write(tmp_path / "lora.gguf")
     with pytest.raises(InvalidGGUF) as caught:
         prepare(path, base, tmp_path)
-    assert caught.value.message == f"{path}: tensor '{DOWN}.lora_a' holds NaN or infinity; the adapter is damaged"
+    assert (
+        caught.value.message
+        == f"{path}: tensor '{DOWN}.lora_a' holds NaN, infinity or numbers beyond 65504; the adapter is damaged"
+    )
 
 
 @pytest.mark.parametrize("kind", FLOATS)
@@ -58,3 +61,8 @@ def test_the_scale_of_one_block(kind: str, tiny: Header, tmp_path: Path) -> None
         bad = good[:-4] + infinity + good[-2:]
     refused(adapter(kind, good * (n_blocks - 1) + bad), tiny, tmp_path)
     prepare(adapter(kind, good * n_blocks).write(tmp_path / "good.gguf"), tiny, tmp_path)
+
+
+def test_numbers_whose_products_overflow(tiny: Header, tmp_path: Path) -> None:
+    refused(adapter("F32", struct.pack("<f", -1e38) * (N_FF * 4)), tiny, tmp_path)
+    prepare(adapter("F32", struct.pack("<f", -65504) * (N_FF * 4)).write(tmp_path / "good.gguf"), tiny, tmp_path)

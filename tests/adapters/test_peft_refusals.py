@@ -315,5 +315,5 @@ def test_weights_that_are_no_numbers(value: float, dtype: str, tiny: Header, tmp
     good = folder.tensors[B]
     bad = {"F32": struct.pack("<f", value), "F16": struct.pack("<e", value), "BF16": struct.pack("<f", value)[2:]}
     path = folder.add(B, Tensor(dtype, good.shape, good.data[: -len(bad[dtype])] + bad[dtype])).write(tmp_path / "lora")
-    said = "tensor 'blk.0.attn_q.weight.lora_b' holds NaN or infinity; the adapter is damaged"
+    said = "tensor 'blk.0.attn_q.weight.lora_b' holds NaN, infinity or numbers beyond 65504; the adapter is damaged"
     assert refusal(path, tiny, tmp_path).message == f"{path}: {said}"

@@ -6,6 +6,7 @@ tiny_adapter().put("adapter.lora.alpha", "f32", math.nan).write(path)
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,7 @@ class Tensor:
         return _data(self.type, n // block * size, str(self.name))
 
 
+@functools.cache
 def _data(kind: str | int, n_bytes: int, seed: str) -> bytes:
     """Small values; quantised blocks are a pattern of bytes that is finite in every format used here."""
     rng = random.Random(seed)

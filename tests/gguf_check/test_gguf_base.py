@@ -168,6 +168,10 @@ MALFORMED: dict[str, tuple[File, str]] = {
         GOOD.tensor(Q, type="F64"),
         f"tensor '{Q}' has type F64; expected a float or quantised type",
     ),
+    "alignment 2, dies": (
+        replace(GOOD.put("general.alignment", "u32", 2), alignment=2),
+        "has general.alignment 2; llama.cpp maps bases that have 32 or a multiple",
+    ),
     # vocabulary
     "duplicate token, dies": (word("<s>", 319), "the vocabulary has 2 tokens b'<s>'; every token must be unique"),
     "no vocabulary": (GOOD.drop(TOKENS), f"metadata '{TOKENS}' must be an array of strings, the vocabulary"),
@@ -206,6 +210,10 @@ MALFORMED: dict[str, tuple[File, str]] = {
     "merges of numbers": (
         GOOD.put("tokenizer.ggml.merges", "arr", [1], "u32"),
         "metadata 'tokenizer.ggml.merges' must be an array of STRING, found UINT32",
+    ),
+    "byte tokens of a word tokenizer, dies": (
+        GOOD.put("tokenizer.ggml.model", "str", "bert"),
+        "the vocabulary has byte tokens, which its tokenizer 'bert' does not know",
     ),
     "template no string": (
         GOOD.put("tokenizer.chat_template", "u32", 1),
