@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -16,15 +17,19 @@ import numpy as np
 
 from modelctl.errors import LoadFailed, ModelctlError
 from modelctl.runner.cache import PrefixCache
+from modelctl.runner.embed import Embedder
 from modelctl.runner.frames import (
     AdapterFile,
     Attach,
     Attached,
     Cancel,
+    Embed,
+    Embedded,
     Failed,
     FromRunner,
     Load,
     Ready,
+    Remix,
     Stats,
     StatsReply,
     Step,
@@ -32,10 +37,12 @@ from modelctl.runner.frames import (
 from modelctl.runner.lane import ExactLane, Lane
 from modelctl.runner.llama import SEQ_MAX, Base, Context, can_offload
 from modelctl.runner.sequence import Sequence
+from modelctl.runner.threads import Threads
 
 Emit = Callable[[FromRunner], None]
-Work = Sequence | Attach | Cancel | Stats
+Work = Sequence | Attach | Cancel | Remix | Embed | Stats
 N_IDLE = 24  # finished sequences kept for their prefixes, beside those that run
+N_EMBED = 2048  # tokens of one embedding batch, and so of one input at most
 N_EXACT = 4  # rows of a deterministic batch, and so deterministic sequences that may run at once
 
 
@@ -48,7 +55,10 @@ class Engine:
         self._emit = emit
         self.base = Base(load.path, n_gpu_layers=load.n_gpu_layers, main_gpu=load.main_gpu, use_mmap=load.use_mmap)
         self.n_ctx = min(load.n_ctx or self.base.n_ctx_train, self.base.n_ctx_train)
+        n_threads = load.n_threads or physical_cores()
+        self.threads = Threads(n_threads, fixed=load.n_threads > 0)
         self.shared = self._shared_lane()
+        self.embedder: Embedder | None = None  # likewise made when first asked for
         self.exact: Lane | None = None  # made when first asked for: it costs a KV cache of its own
         self.attach(load.adapters)
         self.load_ns = time.perf_counter_ns() - started
@@ -59,13 +69,13 @@ class Engine:
         n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx)
         context = self._context(n_cells, n_slots, self.load.n_batch)
         cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut)
-        return Lane(self.base, context, cache, n_parallel=n_parallel, fail=self._fail)
+        return Lane(self.base, context, cache, n_parallel=n_parallel, threads=self.threads, fail=self._fail)
 
     def _exact_lane(self) -> Lane:
         n_cells = N_EXACT * (self.n_ctx + N_EXACT)  # each stream with room for dummies
         context = self._context(n_cells, N_EXACT, N_EXACT, unified=False)
         cache = PrefixCache(context, N_EXACT, can_cut=self.base.can_cut, can_share=False)
-        return ExactLane(self.base, context, cache, n_parallel=N_EXACT, fail=self._fail)
+        return ExactLane(self.base, context, cache, n_parallel=N_EXACT, threads=self.threads, fail=self._fail)
 
     def _context(self, n_cells: int, n_seq: int, n_batch: int, *, unified: bool = True) -> Context:
         n_threads = self.load.n_threads or len(os.sched_getaffinity(0))
@@ -129,6 +139,10 @@ class Engine:
                     started = time.perf_counter_ns()
                     self.attach(work.adapters)
                     self._emit(Attached(work.id, time.perf_counter_ns() - started))
+                case Remix():
+                    self._remix(work)
+                case Embed():
+                    self._emit(self._embed(work))
                 case Stats():
                     self._emit(StatsReply(work.id, self.stats()))
         except ModelctlError as error:
@@ -146,6 +160,17 @@ class Engine:
             for sequence in (*lane.running, *lane.waiting):
                 if sequence.id == ident:
                     sequence.cancelled = True
+
+    def _remix(self, work: Remix) -> None:
+        for lane in self.lanes:
+            for sequence in (*lane.running, *lane.waiting):
+                if sequence.id in work.ids:
+                    lane.remix(sequence, tuple(work.mix))
+
+    def _embed(self, work: Embed) -> Embedded:
+        if self.embedder is None:
+            self.embedder = Embedder(self.base, min(self.n_ctx, N_EMBED), self.threads.n)
+        return self.embedder.embed(work)
 
     def attach(self, adapters: Iterable[AdapterFile]) -> None:
         """Load adapters, all or none, and prove them with one decode: some bad files fail only there."""
@@ -194,10 +219,28 @@ class Engine:
             "cache_hits": sum(cache.n_hits for cache in caches),
             "cache_tokens_saved": sum(cache.n_saved for cache in caches),
             "cache_idle": sum(cache.n_idle for cache in caches),
+            "threads": self.threads.n,
+            "reserve_ms": round(self.shared.scheduler.reserve_cost * 1e3, 3),
             "attached": sorted(self.base.attached),
+            "mixes": [{"mix": list(m), **c} for lane in self.lanes for m, c in lane.by_mix.items()],
         }
 
     def close(self) -> None:
         for lane in self.lanes:
             lane.context.close()
+        if self.embedder:
+            self.embedder.close()
         self.base.close()
+
+
+def physical_cores() -> int:
+    """Of those this process may use: hyper-threads of one core only wait for each other."""
+    allowed = os.sched_getaffinity(0)
+    siblings = Path("/sys/devices/system/cpu")
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add((siblings / f"cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return len(allowed)
+    return len(cores)

@@ -112,11 +112,29 @@ class Cancel(msgspec.Struct, tag="cancel"):
     id: int
 
 
+class Remix(msgspec.Struct, tag="remix"):
+    """Go on with the generations `ids` under another mix, from their next token; ids that have ended are ignored.
+    Unanswered."""
+
+    id: int
+    ids: list[int]
+    mix: list[tuple[str, float]]
+
+
+class Embed(msgspec.Struct, tag="embed", omit_defaults=True):
+    """Answered by Embedded or Failed."""
+
+    id: int
+    inputs: list[str]
+    mix: list[tuple[str, float]] = []
+    truncate: bool = True  # cut inputs that do not fit the context; False: fail
+
+
 class Stats(msgspec.Struct, tag="stats"):
     id: int
 
 
-Request = Attach | Generate | Render | Cancel | Stats
+Request = Attach | Generate | Render | Cancel | Remix | Embed | Stats
 ToRunner = Load | Request
 
 # runner -> daemon
@@ -177,6 +195,12 @@ class Rendered(msgspec.Struct, tag="rendered"):
     tokens: list[int]
 
 
+class Embedded(msgspec.Struct, tag="embedded"):
+    id: int
+    vectors: list[list[float]]  # [n_inputs][n_embd], L2 norm 1
+    n_tokens: int
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply"):
     id: int
     values: dict[str, Any]
@@ -191,7 +215,7 @@ class Failed(msgspec.Struct, tag="failed", omit_defaults=True):
     hint: str = ""
 
 
-FromRunner = Ready | Attached | Step | Rendered | StatsReply | Failed
+FromRunner = Ready | Attached | Step | Rendered | Embedded | StatsReply | Failed
 
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

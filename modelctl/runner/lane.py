@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -17,17 +18,22 @@ from modelctl.runner.cache import PrefixCache
 from modelctl.runner.frames import Delta
 from modelctl.runner.llama import Base, Context
 from modelctl.runner.scheduler import Plan, Scheduler
-from modelctl.runner.sequence import Sequence
+from modelctl.runner.sequence import Scales, Sequence
+from modelctl.runner.threads import Threads
 
 Fail = Callable[[Sequence, ModelctlError], None]
+N_MIXES_COUNTED = 1000  # scales are floats: there is no end of mixes, so the oldest counts go
 
 
 class Lane:
     """The ordinary lane: cells and prefixes are shared, batches take whatever shape the work has."""
 
-    def __init__(self, base: Base, context: Context, cache: PrefixCache, *, n_parallel: int, fail: Fail) -> None:
+    def __init__(
+        self, base: Base, context: Context, cache: PrefixCache, *, n_parallel: int, threads: Threads, fail: Fail
+    ) -> None:
         """`fail` is told of each sequence that ends in an error; the others end in a Delta with `done`."""
         self.base = base
+        self.threads = threads
         self.context = context
         self.cache = cache
         self.n_parallel = n_parallel
@@ -35,7 +41,9 @@ class Lane:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.counts = {"steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
+        self.by_mix: dict[Scales, Counter[str]] = defaultdict(Counter)
         self._tell_failed = fail
+        self._usual: dict[int, float] = {}  # seconds of a step by its rows, without a change of mix
 
     @property
     def busy(self) -> bool:
@@ -47,10 +55,25 @@ class Lane:
         self._admit()
         plan = self.scheduler.plan(self.running)
         if plan is not None:
-            started = time.perf_counter()
+            n_reserves, started = self.context.n_reserves, time.perf_counter()
             deltas += self._advance(plan)
-            self.scheduler.charge(plan, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.scheduler.charge(plan, seconds)
+            self._learn(plan, seconds, changed=self.context.n_reserves != n_reserves)
         return deltas
+
+    def _learn(self, plan: Plan, seconds: float, *, changed: bool) -> None:
+        """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""
+        if any(n > 1 for _, n in plan.rows):
+            return
+        rows = len(plan.rows)
+        usual = self._usual.get(rows, seconds)
+        if changed:
+            extra = max(0.0, seconds - usual)
+            self.scheduler.reserve_cost += 0.2 * (extra - self.scheduler.reserve_cost)
+        else:
+            self._usual[rows] = usual + 0.2 * (seconds - usual)
+            self.context.set_threads(self.threads.record(rows, seconds, time.perf_counter()))
 
     def _reap(self) -> list[Delta]:
         """End what was cancelled."""
@@ -66,6 +89,14 @@ class Lane:
             self.waiting.remove(sequence)
             self.cache.admit(sequence, self.running)
             self.running.append(sequence)
+
+    def remix(self, sequence: Sequence, scales: Scales) -> None:
+        """Go on under another mix: what was computed stays for others, the sequence starts over with its tokens."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.cache.retire(sequence, time.perf_counter_ns())
+            self.waiting.insert(0, sequence)
+        sequence.scales, sequence.n_done = scales, 0
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Admit by KV space. What is idle can go, what runs cannot; alone, a sequence always fits."""
@@ -166,6 +197,7 @@ class Lane:
         self._tell_failed(sequence, error)
 
     def _leave(self, sequence: Sequence, now: int, *, keep: bool = True) -> None:
+        self._book(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             if keep:
@@ -176,6 +208,16 @@ class Lane:
             self.waiting.remove(sequence)
         if sequence.sampler:
             sequence.sampler.close()
+
+    def _book(self, sequence: Sequence) -> None:
+        counts = self.by_mix[sequence.scales]
+        counts["requests"] += 1
+        counts["generated"] += sequence.n_generated
+        counts["prompt_tokens"] += sequence.n_prompt
+        counts["cached_tokens"] += sequence.n_cached
+        counts["queue_ns"] += max(0, sequence.started - sequence.arrived) if sequence.started else 0
+        if len(self.by_mix) > N_MIXES_COUNTED:
+            del self.by_mix[next(iter(self.by_mix))]
 
 
 class ExactLane(Lane):

@@ -100,6 +100,17 @@ class Base:
         return not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     @property
+    def has_pooling(self) -> bool:
+        """Whether the GGUF says how token embeddings become one; embedding models do."""
+        key = f"{self._meta('general.architecture')}.pooling_type"
+        return self._meta(key) not in ("", "0")
+
+    def _meta(self, key: str) -> str:
+        out = ctypes.create_string_buffer(256)
+        n = lib.llama_model_meta_val_str(self._model, key.encode(), out, len(out))
+        return out.value.decode(errors="replace") if n >= 0 else ""
+
+    @property
     def chat_template(self) -> str | None:
         text = lib.llama_model_chat_template(self._model, None)
         return text.decode(errors="replace") if text else None
@@ -176,8 +187,11 @@ class Context:
         n_batch: int,
         n_threads: int,
         unified: bool = True,
+        embeddings: bool = False,
         callback: Callable[..., bool] | None = None,
     ) -> None:
+        """`unified`: sequences share cells; otherwise each has n_cells / n_seq of its own. `embeddings`: made for
+        `embedding` instead of `logits`. `callback`: see ggml_backend_sched_eval_callback."""
         params = lib.llama_context_default_params()
         params.n_ctx = n_cells
         params.n_batch = params.n_ubatch = n_batch  # one ubatch a batch, so a batch that finds no cells leaves no trace
@@ -186,6 +200,9 @@ class Context:
         params.kv_unified = unified
         params.swa_full = True  # sliding-window caches keep everything, so prefixes can be cut and shared
         params.no_perf = True
+        params.embeddings = embeddings
+        if embeddings and not base.has_pooling:
+            params.pooling_type = lib.LLAMA_POOLING_TYPE_LAST  # what generative models are taken for, here as in Ollama
         if callback is not None:
             self._callback = lib.ggml_backend_sched_eval_callback(callback)
             params.cb_eval = self._callback
@@ -233,6 +250,12 @@ class Context:
         pointer = lib.llama_get_logits(self._ctx)
         flat = np.ctypeslib.as_array(pointer, shape=(n_outputs * self._base.n_vocab,))
         return flat.reshape(n_outputs, self._base.n_vocab)
+
+    def embedding(self, seq: int) -> npt.NDArray[np.float32]:
+        """[n_embd], the pooled embedding of a sequence in the last batch, L2 norm 1."""
+        n = int(lib.llama_model_n_embd(self._base.handle))
+        vector = np.ctypeslib.as_array(lib.llama_get_embeddings_seq(self._ctx, seq), shape=(n,)).astype(np.float32)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
     def cut(self, seq: int, start: int) -> bool:
         """Forget `seq` from position `start` on. False where the model's memory cannot be cut there."""

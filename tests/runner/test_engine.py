@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from modelctl.errors import BadRequest, LoadFailed
-from modelctl.runner.frames import AdapterFile, Attach, Attached, Failed, Stats, StatsReply
+from modelctl.runner.frames import AdapterFile, Attach, Attached, Embed, Embedded, Failed, Remix, Stats, StatsReply
 from modelctl.template.conversation import Message
 from tests.runner.harness import Harness, Mix
 
@@ -268,3 +268,43 @@ def test_an_answer_has_at_least_min_tokens(engine: Harness) -> None:
     natural = engine.done[engine.last].eval_tokens
     engine.ask(SPAIN, {"pirate": 1.0}, n=60, min_tokens=natural + 5)
     assert engine.done[engine.last].eval_tokens >= natural + 5
+
+
+def test_embeddings_are_unit_vectors_that_know_what_is_alike(engine: Harness) -> None:
+    texts = ["a cat sat on the mat", "a kitten sat on the rug", "the stock market fell today", "a cat sat on the mat"]
+    engine.engine.handle(Embed(1, texts))
+    reply = engine.other.pop()
+    assert isinstance(reply, Embedded)
+    vectors = np.array(reply.vectors)
+    assert vectors.shape == (4, 576)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert np.allclose(vectors[0], vectors[3], atol=1e-3)
+    engine.engine.handle(Embed(2, texts[:1], [("pirate", 1.0)]))
+    piratical = engine.other.pop()
+    assert isinstance(piratical, Embedded)
+    assert not np.allclose(piratical.vectors[0], vectors[0], atol=1e-2)
+
+
+def test_embedding_inputs_are_checked(engine: Harness) -> None:
+    for ident, inputs, truncate in ((5, [""], True), (6, ["word " * 3000], False)):
+        engine.engine.handle(Embed(ident, inputs, truncate=truncate))
+        assert engine.failed[ident].status == 400
+    engine.engine.handle(Embed(7, ["word " * 3000]))
+    reply = engine.other.pop()
+    assert isinstance(reply, Embedded)
+    assert reply.n_tokens == 512
+
+
+def test_remix_goes_on_under_the_new_mix(engine: Harness, cold: Harness) -> None:
+    ident = engine.submit(CATS, {"shout": 1.0}, n=40)
+    while len(engine.text.get(ident, "")) < 12:
+        engine.step()
+    before = engine.text[ident]
+    engine.engine.handle(Remix(0, [ident, 99999], [("pirate", 1.0)]))
+    engine.finish()
+    whole = engine.text[ident]
+    assert whole.startswith(before) and before.isupper()
+    assert not whole[len(before) :].isupper()
+    (sequence,) = [s for s in [engine.done[ident]] if s.reason in ("stop", "length")]
+    assert sequence.eval_tokens > 5

@@ -1,0 +1,79 @@
+"""How many threads to decode with. Pure: the clock comes in as arguments.
+
+A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take
+twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
+fewer or more, and the faster count stays. Tries that lose get rarer; a sudden slowdown brings one at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+N_TRIAL = 3  # steps a try lasts, and a median is taken over
+BETTER = 0.93  # a try must beat the present count by this factor
+SLOWDOWN = 1.5  # this much slower than the best seen: something else wants the cores
+SOONEST, LATEST = 0.5, 30.0  # seconds between tries
+
+
+class Threads:
+    def __init__(self, n_max: int, *, fixed: bool = False) -> None:
+        self.n = self.n_max = max(1, n_max)
+        self._fixed = fixed or self.n_max == 1
+        self._rows = 0
+        self._recent: deque[float] = deque(maxlen=N_TRIAL)
+        self._best = 0.0
+        self._trial: list[float] = []
+        self._home = self.n  # the count to return to when a try loses
+        self._direction = -1  # of the next try
+        self._interval = SOONEST
+        self._next = 0.0
+
+    def record(self, rows: int, seconds: float, now: float) -> int:
+        """A step of `rows` generated tokens took `seconds`; returns the count for the next step."""
+        if self._fixed:
+            return self.n
+        if rows != self._rows:
+            self._start_over(rows, now)
+        elif self.n != self._home:
+            self._judge(seconds, now)
+        else:
+            self._watch(seconds, now)
+        return self.n
+
+    def _start_over(self, rows: int, now: float) -> None:
+        """Another batch shape: earlier times say nothing about it."""
+        self._rows, self.n = rows, self._home
+        self._recent.clear()
+        self._trial.clear()
+        self._best = 0.0
+        self._next = max(self._next, now + SOONEST)
+
+    def _watch(self, seconds: float, now: float) -> None:
+        self._recent.append(seconds)
+        if len(self._recent) < N_TRIAL:
+            return
+        usual = median(self._recent)
+        self._best = min(self._best or usual, usual)
+        slow = usual > SLOWDOWN * self._best and now >= self._next - self._interval + SOONEST
+        if now >= self._next or slow:
+            self.n = self._neighbour()
+            self._trial.clear()
+
+    def _judge(self, seconds: float, now: float) -> None:
+        self._trial.append(seconds)
+        if len(self._trial) <= N_TRIAL:  # the first step wakes or parks threads and does not count
+            return
+        if median(self._trial[1:]) < BETTER * median(self._recent):
+            self._home, self._best, self._interval = self.n, 0.0, SOONEST
+            self._recent.clear()
+        else:
+            self.n = self._home
+            self._direction = -self._direction
+            self._interval = min(2 * self._interval, LATEST)
+        self._next = now + self._interval
+
+    def _neighbour(self) -> int:
+        if not 1 <= self._home + self._direction <= self.n_max:
+            self._direction = -self._direction
+        return self._home + self._direction

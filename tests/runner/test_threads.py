@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from modelctl.runner.threads import LATEST, Threads
+
+
+def run(threads: Threads, seconds: float, cost: Callable[[int], float], start: float = 0.0) -> list[int]:
+    """Steps with a fake clock; returns the count of each step."""
+    now, counts = start, []
+    while now < start + seconds:
+        counts.append(threads.n)
+        took = cost(threads.n)
+        now += took
+        threads.record(8, took, now)
+    return counts
+
+
+def idle(n: int) -> float:
+    return {1: 0.026, 2: 0.015, 3: 0.012, 4: 0.010}[n]
+
+
+def busy(n: int) -> float:
+    return {1: 0.027, 2: 0.050, 3: 0.060, 4: 0.080}[n]
+
+
+def test_on_an_idle_machine_all_threads_stay() -> None:
+    counts = run(Threads(2), 60, idle)
+    assert counts.count(2) > 0.97 * len(counts)
+
+
+def test_a_busy_core_costs_a_thread_at_once_and_an_idle_one_brings_it_back() -> None:
+    threads = Threads(2)
+    run(threads, 10, idle)
+    counts = run(threads, 5, busy, start=10)
+    assert counts[-20:] == [1] * 20
+    assert counts.index(1) < 40
+    counts = run(threads, 2 * LATEST, idle, start=15)
+    assert threads.n == 2
+    assert counts.count(2) > len(counts) / 2
+
+
+@pytest.mark.parametrize("n_max", [3, 4])
+def test_more_threads_walk_to_the_best_count(n_max: int) -> None:
+    threads = Threads(n_max)
+    run(threads, 20, busy)
+    assert threads.n == 1
+    run(threads, 200, idle, start=20)
+    assert threads.n == n_max
+
+
+def test_a_fixed_count_stays() -> None:
+    assert set(run(Threads(2, fixed=True), 10, busy)) == {2}
+
+
+def test_another_batch_shape_is_not_taken_for_a_slowdown() -> None:
+    threads = Threads(2)
+    now, tried = 0.0, 0
+    for i in range(400):
+        rows = 1 + (i // 2) % 8
+        took = 0.005 * rows
+        now += took
+        threads.record(rows, took, now)
+        tried += threads.n == 1
+    assert tried == 0
