@@ -66,6 +66,9 @@ SNIPPETS = [
     '{{ range .L }}{{ if eq . "b" }}{{ break }}{{ end }}{{ . }}{{ end }}!',
     "{{ range .LL }}{{ range . }}{{ . }}{{ break }}{{ end }};{{ end }}",
     # variables
+    "{{ range $i, $ }}{{ $i }},{{ end }}{{ $l := .L }}{{ range $x, $l }}{{ $x }}{{ end }}",
+    "{{ range $i, $x = .L }}{{ end }}",
+    "{{ $i := 0 }}{{ $x := 0 }}{{ range $i, $x = .L }}{{ end }}{{ $i }}{{ $x }}",
     "{{ $x := 1 }}{{ $x }}{{ $x = 2 }}{{ $x }}{{ if true }}{{ $x := 3 }}{{ $x }}{{ end }}{{ $x }}",
     '{{ $n := "" }}{{ range .L }}{{ $n = print $n . "-" }}{{ end }}{{ $n }}',
     "{{ $last := 0 }}{{ range $i, $_ := .L }}{{ $last = $i }}{{ end }}{{ $last }}",

@@ -282,26 +282,28 @@ class _Parser:
         return Pipe(first.pos, tuple(commands), tuple(self._bind(v, assigns) for v in declared))
 
     def _declarations(self, context: str) -> tuple[list[Token], bool]:
-        """`$x :=`, `$x =`, and for range `$i, $x :=`. They are bound after the pipeline, which can't see them yet."""
+        """`$x :=`, `$x =`, and for range `$i, $x :=`. They are bound after the pipeline, which can't see them yet.
+
+        Go also reads `range $i, $list`: one variable, and the pipeline $list.
+        """
         declared: list[Token] = []
-        start = self.i
         while self.peek_solid().kind == "variable":
-            declared.append(self.next())
+            start = self.i
+            variable = self.next()
             token = self.peek_solid()
             if token.kind in ("declare", "assign"):
                 self.next()
-                return declared, token.kind == "assign"
+                return [*declared, variable], token.kind == "assign"
             if token.text != ",":
+                self.i = start
                 break
             self.next()
+            declared.append(variable)
             if context != "range" or len(declared) == 2:
                 self.fail(f"too many declarations in {context}", token)
             if self.peek_solid().kind != "variable":
                 self.fail("range can only initialize variables", self.peek())
-        if len(declared) == 2:
-            self.unexpected(self.peek(), "range")
-        self.i = start
-        return [], False
+        return declared, False
 
     def _bind(self, token: Token, assigns: bool) -> Variable:
         if not assigns:
