@@ -77,10 +77,16 @@ def _await_answer(client: Client, process: subprocess.Popen[bytes], log: Path, b
 
 
 def _died(log: Path, begin: int) -> ModelctlError:
+    """With the daemon's own error where it gave one, else with the last lines that it logged."""
     with log.open("rb") as file:
         file.seek(begin)
-        lines = file.read().decode(errors="replace").splitlines()[-5:]
-    said = "".join(f"\n  {line}" for line in lines)
+        lines = file.read().decode(errors="replace").splitlines()
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].startswith("Error: "):
+            hints = [line.strip() for line in lines[at + 1 :]]
+            message = f"the daemon did not start: {lines[at].removeprefix('Error: ')}"
+            return ModelctlError(message, hint="; ".join([*hints, f"its log: {log}"]))
+    said = "".join(f"\n  {line}" for line in lines[-5:])
     return ModelctlError(f"the daemon did not start; the end of its log {log}:{said}")
 
 

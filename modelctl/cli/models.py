@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from modelctl import config
 from modelctl.cli import term
 from modelctl.cli.options import Json, open_store
+from modelctl.errors import ModelctlError
 
 if TYPE_CHECKING:
     from modelctl.store import Ref
@@ -80,7 +82,21 @@ def rm(names: Annotated[list[str], typer.Argument(metavar="MODEL")]) -> None:
     """Remove models. `modelctl gc` then frees the space that no other model needs."""
     from modelctl.model import resolve
 
-    store = open_store(config.load())
-    for ref in [resolve(store, name) for name in names]:  # all of them exist, or none is removed
+    settings = config.load()
+    store = open_store(settings)
+    refs = [resolve(store, name) for name in names]  # all of them exist, or none is removed
+    _unload(settings, [ref.name.short for ref in refs])
+    for ref in refs:
         store.remove(ref.name)
         term.say(f"deleted {ref.name.short!r}")
+
+
+def _unload(settings: config.Config, names: list[str]) -> None:
+    """As far as a daemon answers; a model that stays loaded until it is idle does no harm."""
+    from modelctl.cli import background
+
+    with contextlib.suppress(ModelctlError):
+        client = background.answering(settings) if settings.address.is_local else None
+        if client:
+            for name in names:
+                client.unload(name)

@@ -31,7 +31,7 @@ def choose_model(settings: Config, client: Client | None) -> str:
     if len(loaded) == 1:
         return _said(loaded[0], "the only one loaded")
     names = [ref.name.short for ref in open_store(settings).list()]
-    last = settings.last_model()
+    last = _full(settings.last_model() or "")
     if last in names:
         return _said(last, "used last")
     if len(names) == 1:
@@ -39,6 +39,16 @@ def choose_model(settings: Config, client: Client | None) -> str:
     if not names:
         raise UsageError("there are no models yet", hint="make one from a Modelfile: modelctl create")
     raise UsageError("which model?", hint=f"name one of {', '.join(map(short, names[:10]))}")
+
+
+def _full(name: str) -> str:
+    """With its tag, as names are listed."""
+    from modelctl.store import ModelName, StoreError
+
+    try:
+        return ModelName.parse(name).short
+    except StoreError:
+        return ""
 
 
 def _said(name: str, why: str) -> str:
