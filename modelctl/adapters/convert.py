@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelctl.adapters.errors import InvalidPeft
 from modelctl.adapters.names import Names, names_for
 from modelctl.adapters.peft_config import PeftConfig, read_config
 from modelctl.adapters.safetensors_file import DTYPES, Entry, load, read_entries
-from modelctl.errors import BadRequest
+from modelctl.errors import ModelctlError
 from modelctl.gguf_check import Header
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Delta:
 def convert(folder: Path, base: Header, out: Path, progress: Progress | None = None) -> None:
     """Write the adapter in `folder`, made for `base`, to `out`. The same input gives the same bytes.
 
-    Raises `BadRequest` with the file and the reason; `out` is then not left behind.
+    Raises `InvalidPeft` for what is wrong in the folder, `InvalidGGUF` for a base of an architecture that is not known
+    here, `ModelctlError` when `out` cannot be written. It is then not left behind.
     """
     config = read_config(folder)
     weights = _weights(folder)
@@ -63,8 +65,10 @@ def convert(folder: Path, base: Header, out: Path, progress: Progress | None = N
     deltas = _deltas(weights, read_entries(weights), config, names, alpha)
     try:
         _write(out, base.architecture, alpha, weights, deltas, progress)
-    except BaseException:
+    except BaseException as error:
         out.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ModelctlError(f"cannot write {out}: {error.strerror or error}") from None
         raise
 
 
@@ -73,11 +77,12 @@ def _weights(folder: Path) -> Path:
     if weights.is_file():
         return weights
     if (folder / PICKLE).exists():
-        raise BadRequest(
-            f"{folder / PICKLE}: a pickle can run any code when loaded, so it never is; expected {WEIGHTS}",
+        raise InvalidPeft(
+            folder / PICKLE,
+            f"a pickle can run any code when loaded, so it never is; expected {WEIGHTS}",
             hint="save the adapter again with save_pretrained(..., safe_serialization=True)",
         )
-    raise BadRequest(f"{weights}: no such file", hint="a PEFT folder holds adapter_config.json and " + WEIGHTS)
+    raise InvalidPeft(weights, "no such file", hint="a PEFT folder holds adapter_config.json and " + WEIGHTS)
 
 
 def _deltas(path: Path, entries: dict[str, Entry], config: PeftConfig, names: Names, alpha: float) -> list[Delta]:
@@ -86,16 +91,16 @@ def _deltas(path: Path, entries: dict[str, Entry], config: PeftConfig, names: Na
     for entry in entries.values():
         module, half = _module(path, entry)
         if half in halves.setdefault(module, {}):
-            raise BadRequest(f"{path}: module {module!r} has two tensors lora_{half}")
+            raise InvalidPeft(path, f"module {module!r} has two tensors lora_{half}")
         halves[module][half] = entry
     if not halves:
-        raise BadRequest(f"{path}: holds no tensors; expected lora_A and lora_B weights")
+        raise InvalidPeft(path, "holds no tensors; expected lora_A and lora_B weights")
     deltas: dict[str, Delta] = {}
     for module, found in halves.items():
         delta = _delta(path, module, found, config, names, alpha)
         if other := deltas.get(delta.target):
-            raise BadRequest(
-                f"{path}: {other.module!r} and {module!r} are the same tensor of the base, {delta.target!r}"
+            raise InvalidPeft(
+                path, f"{other.module!r} and {module!r} are the same tensor of the base, {delta.target!r}"
             )
         deltas[delta.target] = delta
     return [deltas[target] for target in sorted(deltas)]
@@ -104,11 +109,11 @@ def _deltas(path: Path, entries: dict[str, Entry], config: PeftConfig, names: Na
 def _module(path: Path, entry: Entry) -> tuple[str, str]:
     match = _HALF.fullmatch(entry.name)
     if match is None:
-        raise BadRequest(f"{path}: tensor {entry.name!r}: {_why_not(entry.name)}", hint="merge it into the base")
+        raise InvalidPeft(path, f"tensor {entry.name!r}: {_why_not(entry.name)}", hint="merge it into the base")
     if entry.dtype not in DTYPES:
-        raise BadRequest(f"{path}: tensor {entry.name!r} has dtype {entry.dtype}; expected {', '.join(DTYPES)}")
+        raise InvalidPeft(path, f"tensor {entry.name!r} has dtype {entry.dtype}; expected {', '.join(DTYPES)}")
     if len(entry.shape) != 2 or 0 in entry.shape:
-        raise BadRequest(f"{path}: tensor {entry.name!r} has the shape {list(entry.shape)}; expected a matrix")
+        raise InvalidPeft(path, f"tensor {entry.name!r} has the shape {list(entry.shape)}; expected a matrix")
     return match["module"].removeprefix(_PREFIX), match["half"]
 
 
@@ -126,7 +131,7 @@ def _why_not(name: str) -> str:
 
 def _delta(path: Path, module: str, found: dict[str, Entry], config: PeftConfig, names: Names, alpha: float) -> Delta:
     if missing := {"A", "B"} - found.keys():
-        raise BadRequest(f"{path}: module {module!r} has no lora_{missing.pop()}.weight")
+        raise InvalidPeft(path, f"module {module!r} has no lora_{missing.pop()}.weight")
     target = names.tensor(module)
     if target is None:
         raise _not_in_base(path, module, names.base)
@@ -135,27 +140,29 @@ def _delta(path: Path, module: str, found: dict[str, Entry], config: PeftConfig,
     return Delta(module, target, found["A"], found["B"], names.n_rotated_heads(target), factor)
 
 
-def _not_in_base(path: Path, module: str, base: Header) -> BadRequest:
+def _not_in_base(path: Path, module: str, base: Header) -> InvalidPeft:
     hint = "use the base that the adapter was trained on"
     if module.endswith("lm_head"):
         hint = "this base uses its embedding for the output, which LoRA cannot change alone; train without lm_head"
     n_blocks = base.metadata.get(f"{base.architecture}.block_count")
     known = f"architecture {base.architecture}, {n_blocks} blocks"
-    return BadRequest(f"{path}: the base ({known}) has no module {module!r}, or it is not a single matrix", hint=hint)
+    return InvalidPeft(path, f"the base ({known}) has no module {module!r}, or it is not a single matrix", hint=hint)
 
 
 def _check_shapes(path: Path, module: str, a: Entry, b: Entry, rank: int, base: Header, target: str) -> None:
     (rank_a, n_in), (n_out, rank_b) = a.shape, b.shape
     weight = base.tensors[target].shape
     if (n_in, n_out) != weight:
-        raise BadRequest(
-            f"{path}: module {module!r} is {n_in} -> {n_out}; in the base it is {' -> '.join(map(str, weight))}",
+        raise InvalidPeft(
+            path,
+            f"module {module!r} is {n_in} -> {n_out}; in the base it is {' -> '.join(map(str, weight))}",
             hint="use the base that the adapter was trained on",
         )
     if not rank_a == rank_b == rank:
-        raise BadRequest(
-            f"{path}: module {module!r} has lora_A of rank {rank_a} and lora_B of rank {rank_b}; "
-            f"adapter_config.json says {rank}"
+        raise InvalidPeft(
+            path,
+            f"module {module!r} has lora_A of rank {rank_a} and lora_B of rank {rank_b}; "
+            f"adapter_config.json says {rank}",
         )
 
 

@@ -1,5 +1,5 @@
-"""Are an adapter's weights sane numbers? One NaN, or a number whose products overflow, makes every logit NaN, and greedy
-decoding then repeats token 0 for ever."""
+"""Are an adapter's weights sane numbers? One NaN, or a number whose products overflow, makes every logit NaN, and
+greedy decoding then repeats token 0 for ever."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelctl.errors import BadRequest
+from modelctl.adapters.errors import InvalidPeft
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG = 4 << 20  # bytes
@@ -70,7 +70,7 @@ def _matching(patterns: Mapping[str, object], module: str) -> str:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """The config of a PEFT folder. Raises `BadRequest` that names the file and what is wrong or unsupported."""
+    """The config of a PEFT folder. Raises `InvalidPeft` that names the file and what is wrong or unsupported."""
     path = folder / CONFIG
     config = _load(path)
     _refuse_unsupported(path, config)
@@ -86,33 +86,34 @@ def read_config(folder: Path) -> PeftConfig:
 def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG:
-            raise BadRequest(f"{path}: larger than {MAX_CONFIG >> 20} MiB; expected a PEFT adapter_config.json")
+            raise InvalidPeft(path, f"larger than {MAX_CONFIG >> 20} MiB; expected a PEFT adapter_config.json")
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadRequest(f"{path}: cannot be read: {error.strerror}") from None
+        raise InvalidPeft(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise BadRequest(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise InvalidPeft(path, f"not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise BadRequest(f"{path}: not valid JSON: {error}") from None
+        raise InvalidPeft(path, f"not valid JSON: {error}") from None
     except (RecursionError, ValueError):
-        raise BadRequest(f"{path}: not valid JSON: nested too deeply, or a number too long") from None
+        raise InvalidPeft(path, "not valid JSON: nested too deeply, or a number too long") from None
     if not isinstance(config, dict):
-        raise BadRequest(f"{path}: expected a JSON object, found {type(config).__name__}")
+        raise InvalidPeft(path, f"expected a JSON object, found {type(config).__name__}")
     return config
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
     if "lora_parameters" in config or "fine_tune_type" in config:
-        raise BadRequest(f"{path}: an MLX adapter, which is unsupported", hint="convert it to PEFT or GGUF first")
+        raise InvalidPeft(path, "an MLX adapter, which is unsupported", hint="convert it to PEFT or GGUF first")
     if config.get("peft_type") != "LORA":
-        raise BadRequest(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
+        raise InvalidPeft(path, f"peft_type is {config.get('peft_type')!r}; expected 'LORA'")
     for option, value in config.items():
         if value and (option in UNSUPPORTED or (option.startswith("use_") and option not in HARMLESS)):
             what, remedy = UNSUPPORTED.get(option, (option, "merge it into the base"))
-            raise BadRequest(f"{path}: uses {what}, which is unsupported", hint=remedy)
+            raise InvalidPeft(path, f"uses {what}, which is unsupported", hint=remedy)
     if config.get("bias", "none") not in ("none", None):
-        raise BadRequest(
-            f"{path}: trained biases (bias={config['bias']!r}), which are unsupported",
+        raise InvalidPeft(
+            path,
+            f"trained biases (bias={config['bias']!r}), which are unsupported",
             hint="train with bias='none', or merge it into the base",
         )
     _refuse_moved_base(path, config.get("init_lora_weights"))
@@ -120,15 +121,16 @@ def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
 
 def _refuse_moved_base(path: Path, init: object) -> None:
     if isinstance(init, str) and init.lower().startswith(MOVED_BASE):
-        raise BadRequest(
-            f"{path}: init_lora_weights={init!r} changed the base's own weights, which a LoRA file cannot carry",
+        raise InvalidPeft(
+            path,
+            f"init_lora_weights={init!r} changed the base's own weights, which a LoRA file cannot carry",
             hint="save it again with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it",
         )
 
 
 def _rank(path: Path, name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise BadRequest(f"{path}: {name} must be a whole number from 1 to {MAX_RANK}, found {value!r}")
+        raise InvalidPeft(path, f"{name} must be a whole number from 1 to {MAX_RANK}, found {value!r}")
     return value
 
 
@@ -136,13 +138,13 @@ def _alpha(path: Path, name: str, value: object) -> float:
     """Not 0: PEFT then adds nothing, but llama.cpp reads alpha 0 as "no alpha" and applies the adapter in full."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) <= MAX_ALPHA:
         return float(value)
-    raise BadRequest(f"{path}: {name} must be a number other than 0, of at most {MAX_ALPHA:g}; found {value!r}")
+    raise InvalidPeft(path, f"{name} must be a number other than 0, of at most {MAX_ALPHA:g}; found {value!r}")
 
 
 def _pattern(path: Path, config: dict[str, Any], name: str) -> list[tuple[str, object]]:
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict) or len(patterns) > 10_000:
-        raise BadRequest(f"{path}: {name} must be an object of module names")
+        raise InvalidPeft(path, f"{name} must be an object of module names")
     for pattern in patterns:
         _check_pattern(path, name, pattern)
     return list(patterns.items())
@@ -152,8 +154,8 @@ def _check_pattern(path: Path, name: str, pattern: str) -> None:
     """Patterns are regular expressions out of a file: none whose matching could take exponential time."""
     repeats = len(re.findall(r"[*+?{]", pattern))
     if len(pattern) > 500 or repeats > 3 or re.search(r"\)[*+?{]", pattern):
-        raise BadRequest(f"{path}: the pattern {pattern!r} in {name} is too complex", hint="name the modules instead")
+        raise InvalidPeft(path, f"the pattern {pattern!r} in {name} is too complex", hint="name the modules instead")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise BadRequest(f"{path}: {pattern!r} in {name} is no valid pattern: {error}") from None
+        raise InvalidPeft(path, f"{pattern!r} in {name} is no valid pattern: {error}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelctl.errors import BadRequest
+from modelctl.adapters.errors import InvalidPeft
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ class Entry:
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """{name: entry}, in file order. Raises `BadRequest` for what safetensors' own checks refuse."""
+    """{name: entry}, in file order. Raises `InvalidPeft` for what safetensors' own checks refuse."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -39,12 +39,12 @@ def read_entries(path: Path) -> dict[str, Entry]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except FileNotFoundError:
-        raise BadRequest(f"{path}: no such file") from None
+        raise InvalidPeft(path, "no such file") from None
     except OSError as error:
-        raise BadRequest(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise InvalidPeft(path, f"cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError) as error:
         hint = "copy or download the file again"
-        raise BadRequest(f"{path}: not a valid safetensors file: {error}", hint=hint) from None
+        raise InvalidPeft(path, f"not a valid safetensors file: {error}", hint=hint) from None
     header.pop("__metadata__", None)
     return {name: _entry(name, fields, 8 + length) for name, fields in header.items()}
 
@@ -62,7 +62,7 @@ def load(path: Path, entry: Entry) -> NDArray[np.float32]:
         file.seek(entry.offset)
         data = file.read(entry.size)
     if len(data) != entry.size:
-        raise BadRequest(f"{path}: changed while it was read")
+        raise InvalidPeft(path, "changed while it was read")
     array = np.frombuffer(data, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
     if entry.dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from modelctl.gguf_check.adapter import AdapterInfo, Pair, check_adapter, lora_pairs
 from modelctl.gguf_check.base import BaseInfo, base_info, check_base, counts, integer
-from modelctl.gguf_check.reader import Array, Header, InvalidGGUF, Tensor, read_header
+from modelctl.gguf_check.reader import Array, Header, Tensor, read_header
+from modelctl.gguf_check.source import InvalidFile, InvalidGGUF
 
 __all__ = [
     "AdapterInfo",
     "Array",
     "BaseInfo",
     "Header",
+    "InvalidFile",
     "InvalidGGUF",
     "Pair",
     "Tensor",

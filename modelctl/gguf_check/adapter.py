@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelctl.gguf_check.ggml_types import NOT_WEIGHTS
-from modelctl.gguf_check.reader import Header, InvalidGGUF, Tensor
+from modelctl.gguf_check.reader import Header, Tensor
+from modelctl.gguf_check.source import InvalidGGUF
 
 MAX_ALPHA = 1e6  # far beyond any trained adapter; larger ones overflow float32 downstream
 
@@ -114,7 +115,7 @@ def lora_pairs(header: Header) -> dict[str, Pair]:
         if len(found) == 1:
             (half,) = found
             other = "lora_b" if half == "lora_a" else "lora_a"
-            raise header.invalid(f"tensor '{target}.{half}' has no partner '{target}.{other}'")
+            raise header.invalid(f"tensor {f'{target}.{half}'!r} has no partner {other}")
     return {target: Pair(found["lora_a"], found["lora_b"]) for target, found in halves.items()}
 
 
@@ -157,9 +158,7 @@ def _check_shapes(header: Header, base: Header, weight: Tensor, pair: Pair) -> N
             hint="the adapter was made for another base",
         )
     if rank_a != rank_b:
-        raise header.invalid(
-            f"'{weight.name}.lora_a' has rank {rank_a}, its lora_b has rank {rank_b}; expected the same"
-        )
+        raise header.invalid(f"{pair.a.name!r} has rank {rank_a}, its lora_b has rank {rank_b}; expected the same")
 
 
 def _check_embedding(header: Header, base: Header, weight: Tensor, pair: Pair) -> None:
@@ -172,9 +171,7 @@ def _check_embedding(header: Header, base: Header, weight: Tensor, pair: Pair) -
     if a_out != n_vocab:
         raise header.invalid(f"made for a base with {a_out} tokens; this base has {n_vocab} ({weight.name!r})")
     if rank_a != rank_b:
-        raise header.invalid(
-            f"'{weight.name}.lora_a' has rank {rank_a}, its lora_b has rank {rank_b}; expected the same"
-        )
+        raise header.invalid(f"{pair.a.name!r} has rank {rank_a}, its lora_b has rank {rank_b}; expected the same")
 
 
 def _other_size(header: Header, made_for: int, found: int, name: str) -> InvalidGGUF:

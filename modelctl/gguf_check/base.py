@@ -151,7 +151,8 @@ def _check_heads(header: Header) -> None:
     n_kv = counts(header, "attention.head_count_kv") or n_head
     for name, numbers in (("head_count", n_head), ("head_count_kv", n_kv)):
         if max(numbers, default=0) < 1 or min(numbers) < 0:
-            raise header.invalid(f"metadata '{header.architecture}.attention.{name}' must be 1 or more")
+            key = f"{header.architecture}.attention.{name}"
+            raise header.invalid(f"metadata {key!r} must be 1 or more")
     if len(n_head) == len(n_kv) == 1 and n_head[0] % n_kv[0]:
         raise header.invalid(f"{n_head[0]} attention heads cannot share {n_kv[0]} key/value heads evenly")
 
@@ -183,12 +184,11 @@ def _check_floats(header: Header) -> None:
 
 
 def _check_tensors(header: Header) -> None:
-    n_blocks = integer(header, f"{header.architecture}.block_count")
+    key = f"{header.architecture}.block_count"
+    n_blocks = integer(header, key)
     blocks = {int(match[1]) for name in header.tensors if (match := _BLOCK.match(name))}
     if blocks and max(blocks) >= n_blocks:
-        raise header.invalid(
-            f"has tensors for block {max(blocks)}, but '{header.architecture}.block_count' is {n_blocks}"
-        )
+        raise header.invalid(f"has tensors for block {max(blocks)}, but {key!r} is {n_blocks}")
     if header.alignment % MMAP_ALIGNMENT:
         raise header.invalid(
             f"has general.alignment {header.alignment}; llama.cpp maps bases that have 32 or a multiple"

@@ -11,35 +11,22 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from modelctl.errors import BadRequest
 from modelctl.gguf_check.ggml_types import ARRAY, SCALARS, STRING, TENSOR_TYPES
+from modelctl.gguf_check.source import MAX_STRING, InvalidGGUF, Source
 
 MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
 MAX_ARRAY = 64 << 20  # elements
-MAX_STRINGS = 4 << 20  # elements of string arrays, per file; the largest vocabularies with merges have under a million
-MAX_STRING = 16 << 20  # bytes
-MAX_TEXT = 32 << 20  # bytes of strings kept in memory, per file
 MAX_KEY = 65_535
 MAX_NAME = 63  # ggml keeps tensor names in 64 bytes
 DEFAULT_ALIGNMENT = 32
 
-_CHUNK = 1 << 20
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _ARRAY_HEAD = struct.Struct("<IQ")
 _MIN_KEY = 8 + 1 + 4 + 1  # key length, one letter, type, one byte
 _MIN_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name length, one letter, n_dims, one dim, type, offset
-
-
-class InvalidGGUF(BadRequest):
-    """The file cannot be used; the message names it, what was expected and what was found."""
-
-    def __init__(self, path: Path, problem: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{path}: {problem}", hint=hint)
-        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +41,14 @@ class Array:
 
     def values(self) -> list[int | float] | list[bytes]:
         """The elements; strings as the bytes in the file, since not every vocabulary is UTF-8."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) != self.size:
-            raise InvalidGGUF(self.path, "changed while it was read")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return self._unpack(file.read(self.size))
+        except (OSError, struct.error):
+            raise InvalidGGUF(self.path, "changed while it was read") from None
+
+    def _unpack(self, data: bytes) -> list[int | float] | list[bytes]:
         if self.type == "STRING":
             return list(_strings(data))
         code = next(scalar.format[-1] for name, scalar in SCALARS.values() if name == self.type)
@@ -121,103 +111,6 @@ class Header:
         return InvalidGGUF(self.path, problem, hint=hint)
 
 
-class _Source:
-    """The file from front to back in buffered pieces. Reading beyond its end is an `InvalidGGUF`.
-
-    Not mmap: a file cut short while mapped is a SIGBUS.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path = path
-        self.size = size
-        self._file = file
-        self._buffer = b""
-        self._start = 0  # file offset of the buffer
-        self._at = 0  # position in the buffer
-        self._text = 0
-        self._n_strings = 0
-
-    @property
-    def offset(self) -> int:
-        return self._start + self._at
-
-    @property
-    def left(self) -> int:
-        return self.size - self.offset
-
-    def invalid(self, problem: str, *, hint: str | None = None) -> InvalidGGUF:
-        return InvalidGGUF(self.path, problem, hint=hint)
-
-    def take(self, n: int, what: str) -> bytes:
-        self._need(n, what)
-        data = self._buffer[self._at : self._at + n]
-        self._at += n
-        return data
-
-    def unpack(self, layout: struct.Struct, what: str) -> tuple[int, ...]:
-        return layout.unpack(self.take(layout.size, what))
-
-    def u32(self, what: str) -> int:
-        return self.unpack(_U32, what)[0]
-
-    def u64(self, what: str) -> int:
-        return self.unpack(_U64, what)[0]
-
-    def text(self, limit: int, what: str) -> str:
-        length = self.u64(f"the length of {what}")
-        if length > limit:
-            raise self.invalid(f"{what} has {length} bytes; the limit is {limit}")
-        self._text += length
-        if self._text > MAX_TEXT:
-            raise self.invalid(f"the metadata holds more than {MAX_TEXT >> 20} MiB of text")
-        return self.take(length, what).decode(errors="replace")
-
-    def skip(self, n: int, what: str) -> None:
-        if n > self.left:
-            raise self._truncated(n, what)
-        self._at += n
-        if self._at > len(self._buffer):
-            self._start, self._at, self._buffer = self.offset, 0, b""
-
-    def skip_strings(self, count: int, what: str) -> None:
-        """Pass `count` strings; a tight loop, as a vocabulary has 10^5 of them."""
-        self._n_strings += count
-        if self._n_strings > MAX_STRINGS:
-            raise self.invalid(f"its arrays hold more than {MAX_STRINGS} strings")
-        unpack, buffer, at = _U64.unpack_from, self._buffer, self._at
-        for _ in range(count):
-            if at + 8 > len(buffer):
-                self._at = at
-                self._need(8, what)
-                buffer, at = self._buffer, self._at
-            length = unpack(buffer, at)[0]
-            at += 8 + length
-            if at > len(buffer):
-                if length > MAX_STRING:
-                    raise self.invalid(f"a string of {what} has {length} bytes; the limit is {MAX_STRING}")
-                self._at = at - length
-                self.skip(length, what)
-                buffer, at = self._buffer, self._at
-        self._at = at
-
-    def _need(self, n: int, what: str) -> None:
-        if n > self.left:
-            raise self._truncated(n, what)
-        if self._at + n <= len(self._buffer):
-            return
-        self._start, self._at = self.offset, 0
-        self._file.seek(self._start)
-        self._buffer = self._file.read(max(n, min(_CHUNK, self.size - self._start)))
-        if len(self._buffer) < n:
-            raise self.invalid("changed while it was read")
-
-    def _truncated(self, n: int, what: str) -> InvalidGGUF:
-        return self.invalid(
-            f"truncated or corrupt: {what} needs {n} bytes at offset {self.offset}, the file ends after {self.left}",
-            hint="copy or download the file again",
-        )
-
-
 def read_header(path: Path) -> Header:
     """The header of a GGUF file, version 2 or 3, little-endian. Raises `InvalidGGUF`.
 
@@ -229,7 +122,7 @@ def read_header(path: Path) -> Header:
             raise InvalidGGUF(path, _not_a_file(path))
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            return _read(_Source(path, file, size))
+            return _read(Source(path, file, size))
     except OSError as error:
         raise InvalidGGUF(path, f"cannot be read: {error.strerror or error}") from None
 
@@ -240,7 +133,7 @@ def _not_a_file(path: Path) -> str:
     return "not a regular file" if path.exists() else "no such file"
 
 
-def _read(source: _Source) -> Header:
+def _read(source: Source) -> Header:
     version = _version(source)
     n_tensors = _count(source, "tensors", MAX_TENSORS, _MIN_TENSOR)
     n_keys = _count(source, "metadata keys", MAX_KEYS, _MIN_KEY)
@@ -255,7 +148,7 @@ def _read(source: _Source) -> Header:
     return Header(source.path, version, metadata, types, tensors, alignment, source.size)
 
 
-def _version(source: _Source) -> int:
+def _version(source: Source) -> int:
     magic = source.take(min(8, source.left), "the header")
     if magic[:4] != b"GGUF":
         raise source.invalid(f"not a GGUF file: {_starts_with(magic)}", hint=_other_format(source.path, magic))
@@ -285,7 +178,7 @@ def _other_format(path: Path, magic: bytes) -> str:
     return "expected the bytes GGUF at its start"
 
 
-def _count(source: _Source, what: str, limit: int, minimum: int) -> int:
+def _count(source: Source, what: str, limit: int, minimum: int) -> int:
     count = source.u64(f"the number of {what}")
     if count > limit:
         raise source.invalid(f"claims {count} {what}; the limit is {limit}")
@@ -294,7 +187,7 @@ def _count(source: _Source, what: str, limit: int, minimum: int) -> int:
     return count
 
 
-def _new_name(source: _Source, limit: int, what: str, known: dict[str, Value] | dict[str, Tensor]) -> str:
+def _new_name(source: Source, limit: int, what: str, known: dict[str, Value] | dict[str, Tensor]) -> str:
     name = source.text(limit, what)
     if not name:
         raise source.invalid(f"{what} has an empty name")
@@ -303,7 +196,7 @@ def _new_name(source: _Source, limit: int, what: str, known: dict[str, Value] | 
     return name
 
 
-def _value(source: _Source, key: str) -> tuple[str, Value]:
+def _value(source: Source, key: str) -> tuple[str, Value]:
     what = f"metadata {key!r}"
     kind = source.u32(what)
     if kind == ARRAY:
@@ -315,13 +208,13 @@ def _value(source: _Source, key: str) -> tuple[str, Value]:
     return name, bool(value) if name == "BOOL" else value
 
 
-def _scalar(source: _Source, kind: int, what: str) -> tuple[str, struct.Struct]:
+def _scalar(source: Source, kind: int, what: str) -> tuple[str, struct.Struct]:
     if kind not in SCALARS:
         raise source.invalid(f"{what} has the unknown value type {kind}")
     return SCALARS[kind]
 
 
-def _array(source: _Source, what: str) -> Array:
+def _array(source: Source, what: str) -> Array:
     head = source.take(_ARRAY_HEAD.size, what)
     kind, length = _ARRAY_HEAD.unpack(head)
     if kind == ARRAY:
@@ -339,7 +232,7 @@ def _array(source: _Source, what: str) -> Array:
     return Array(source.path, name, length, start, source.offset - start)
 
 
-def _alignment(source: _Source, metadata: dict[str, Value], types: dict[str, str]) -> int:
+def _alignment(source: Source, metadata: dict[str, Value], types: dict[str, str]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     found = types.get("general.alignment", "UINT32")
     if found != "UINT32" or not isinstance(value, int):
@@ -349,7 +242,7 @@ def _alignment(source: _Source, metadata: dict[str, Value], types: dict[str, str
     return value
 
 
-def _tensor_infos(source: _Source, count: int) -> dict[str, Tensor]:
+def _tensor_infos(source: Source, count: int) -> dict[str, Tensor]:
     """The tensors with their offsets as written: from the start of the data."""
     tensors: dict[str, Tensor] = {}
     for index in range(count):
@@ -358,7 +251,7 @@ def _tensor_infos(source: _Source, count: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor_info(source: _Source, name: str) -> Tensor:
+def _tensor_info(source: Source, name: str) -> Tensor:
     what = f"tensor {name!r}"
     n_dims = source.u32(what)
     if not 1 <= n_dims <= 4:
@@ -376,7 +269,7 @@ def _tensor_info(source: _Source, name: str) -> Tensor:
     return Tensor(name, shape, type_name, offset, tensor.n_elements // block * size)
 
 
-def _place(source: _Source, tensors: dict[str, Tensor], alignment: int) -> dict[str, Tensor]:
+def _place(source: Source, tensors: dict[str, Tensor], alignment: int) -> dict[str, Tensor]:
     """Make offsets count from the start of the file, and check that the data lies as llama.cpp demands: each tensor
     right after the one before it, padded to the alignment, all inside the file."""
     start = _pad(source.offset, alignment)

@@ -21,7 +21,7 @@ from native import logits
 from peft_folders import MODULES, Folder, module, peft, tensor
 
 from modelctl.adapters import convert, is_peft, prepare
-from modelctl.errors import BadRequest
+from modelctl.errors import BadRequest, ModelctlError
 from modelctl.gguf_check import Header, read_header
 
 HEADS = {"q_proj": 4, "k_proj": 2}
@@ -255,6 +255,13 @@ def test_nothing_is_left_when_writing_fails(tiny: Header, tmp_path: Path) -> Non
     with pytest.raises(BadRequest, match="changed while it was read"):
         convert(folder, tiny, tmp_path / "out.gguf", cut)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_place_that_cannot_be_written(tiny: Header, tmp_path: Path) -> None:
+    out = tmp_path / "none" / "out.gguf"
+    with pytest.raises(ModelctlError) as caught:
+        convert(peft().write(tmp_path / "lora"), tiny, out)
+    assert caught.value.message == f"cannot write {out}: No such file or directory"
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ MALFORMED: dict[str, tuple[File, str]] = {
         GOOD.tensor(f"{Q}.lora_a", new=".lora_a"),
         "tensor '.lora_a' is no LoRA tensor; expected names that end in .lora_a or .lora_b",
     ),
-    "no lora_b": (GOOD.without(f"{Q}.lora_b"), f"tensor '{Q}.lora_a' has no partner '{Q}.lora_b'"),
-    "no lora_a": (GOOD.without(f"{Q}.lora_a"), f"tensor '{Q}.lora_b' has no partner '{Q}.lora_a'"),
+    "no lora_b": (GOOD.without(f"{Q}.lora_b"), f"tensor '{Q}.lora_a' has no partner lora_b"),
+    "no lora_a": (GOOD.without(f"{Q}.lora_a"), f"tensor '{Q}.lora_b' has no partner lora_a"),
     "unknown target": (
         GOOD.add(*pair("blk.0.attn_z.weight", N_EMBD, N_EMBD)),
         "adapts 'blk.0.attn_z.weight', a tensor which the base does not have",

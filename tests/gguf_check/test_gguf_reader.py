@@ -11,7 +11,7 @@ import gguf
 import pytest
 from gguf_files import File, Key, Tensor, string, tiny_base
 
-from modelctl.gguf_check import Array, InvalidGGUF, read_header
+from modelctl.gguf_check import Array, InvalidGGUF, check_base, read_header
 
 HUGE = 1 << 60
 SMALL = File([Key("a", "u32", 1)], [Tensor("t", (4,))])
@@ -278,3 +278,11 @@ def test_tiny_base_is_well_formed(tmp_path: Path) -> None:
     theirs = {tensor.name: (tuple(tensor.shape), tensor.data_offset) for tensor in gguf.GGUFReader(path).tensors}
     ours = {tensor.name: (tensor.shape, tensor.offset) for tensor in read_header(path).tensors.values()}
     assert ours == theirs
+
+
+def test_what_is_quoted_of_a_file_is_short_and_escaped(tmp_path: Path) -> None:
+    file = tiny_base().put("general.type", "str", "\x1b[2J" + "z" * 1_000_000)
+    with pytest.raises(InvalidGGUF) as caught:
+        check_base(read_header(file.write(tmp_path / "x.gguf")))
+    assert caught.value.problem.startswith("has general.type '\\x1b[2Jzzz")
+    assert len(caught.value.problem) < 600
