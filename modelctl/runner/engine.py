@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from modelctl.errors import LoadFailed, ModelctlError
+from modelctl.errors import BadRequest, LoadFailed, ModelctlError
 from modelctl.runner.cache import PrefixCache
 from modelctl.runner.embed import Embedder
 from modelctl.runner.frames import (
@@ -151,6 +151,8 @@ class Engine:
     def _lane_for(self, sequence: Sequence) -> Lane:
         if not sequence.sampling.deterministic:
             return self.shared
+        if not self.base.can_cut:
+            raise BadRequest("this model cannot be deterministic: its recurrent memory cannot be cut")
         if self.exact is None:
             self.exact = self._exact_lane()
         return self.exact

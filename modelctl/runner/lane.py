@@ -153,7 +153,7 @@ class Lane:
         """Sample one token of one sequence and say what it adds to its text."""
         if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
             logits[list(self.base.eog)] = -np.inf
-        token = sequence.sampler.sample(self.context, row) if sequence.sampler else int(logits.argmax())
+        token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
         if not np.isfinite(logits[token]):
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None

@@ -99,10 +99,10 @@ class Preparer:
         if sampling.is_greedy(request.sampling):
             return None
         try:
-            sampler = Sampler(self.base, sampling.chain(request.sampling))
+            sampler = Sampler(self.base, sampling.chain(request.sampling), request.sampling.grammar)
         except LoadFailed as error:
             raise BadRequest(error.message, hint="see the daemon's log for llama.cpp's own words") from error
-        if not request.sampling.grammar:
-            for token in tokens[-max(0, request.sampling.repeat_last_n) :]:
-                sampler.accept(token)
+        last_n = request.sampling.repeat_last_n
+        for token in tokens[-last_n:] if last_n > 0 else tokens if last_n < 0 else []:
+            sampler.accept(token)
         return sampler

@@ -19,8 +19,6 @@ def chain(s: Sampling) -> list[tuple[Any, ...]]:
     out: list[tuple[Any, ...]] = []
     if s.logit_bias:
         out.append(("logit_bias", s.logit_bias))
-    if s.grammar:
-        out.append(("grammar", s.grammar))
     if _penalises(s):
         out.append(("penalties", s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty))
     if s.dry_multiplier > 0:

@@ -213,6 +213,7 @@ def test_more_sequences_than_cells_all_finish(base: Path, adapters: dict[str, Pa
 
 
 def test_stats(engine: Harness) -> None:
+    engine.ask(SPAIN, n=2)
     engine.engine.inbox.put(Stats(7))
     engine.step()
     reply = engine.other.pop()
