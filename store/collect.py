@@ -9,14 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .blobs import sync_folder
+from . import locks
 from .digest import Digest
 from .errors import Corrupt, os_errors
-from .locks import remove_tree
 from .store import Damage, Ref, Store
 
 GRACE = 3600.0  # seconds a blob without a model lives: an upload comes some time before the create that uses it
-_SETTLED = 600.0  # seconds after which the kernel has written a folder's changes back by itself, many times over
 
 
 @dataclass
@@ -50,11 +48,13 @@ def collect(store: Store, *, grace: float = GRACE, dry_run: bool = False, force:
         with store.reading():
             return _plan(store, grace, force)
     with store.collecting() as session:
+        if locks.dead(store.staging):  # then opening our session could not settle what they did
+            store.settle()
         found = _plan(store, grace, force)
-        _settle(store)
         for digest in found.blobs:
             with os_errors("remove", store.blobs.path(digest)):
                 store.blobs.path(digest).unlink(missing_ok=True)
+        _remove_empty_folders(store)
         _clear_staging(store.staging, session.folder)
     return found
 
@@ -89,15 +89,10 @@ def _roots(store: Store, force: bool) -> list[Ref]:
     return [found for found in every if isinstance(found, Ref)]
 
 
-def _settle(store: Store) -> None:
-    """No removed name comes back after a power cut and finds its blobs gone: its process may have died before it could
-    sync the folder."""
-    now = time.time()
+def _remove_empty_folders(store: Store) -> None:
+    """Those that a killed rm left."""
     for refs in (store.refs, store.pins):
         for folder in refs.folders():
-            with os_errors("sync", folder):
-                if abs(now - folder.stat().st_mtime) < _SETTLED:
-                    sync_folder(folder)
             if folder != refs.root:
                 with suppress(OSError):  # only the empty ones go
                     folder.rmdir()
@@ -109,6 +104,6 @@ def _clear_staging(staging: Path, own: Path | None) -> None:
             if entry == own:
                 continue
             if entry.is_dir() and not entry.is_symlink():
-                remove_tree(entry)
+                locks.remove_tree(entry)
             else:
                 entry.unlink()

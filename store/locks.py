@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,14 +169,17 @@ def sessions(staging: Path) -> list[tuple[Path, Holder, bool]]:
     return found
 
 
-def sweep(staging: Path) -> int:
-    """Removes what dead processes left half-written; the number of sessions removed."""
-    dead = [folder for folder, _, alive in sessions(staging) if not alive]
-    for folder in dead:
+def dead(staging: Path) -> list[Path]:
+    """The sessions of processes that died."""
+    return [folder for folder, _, alive in sessions(staging) if not alive]
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Removes dead sessions and what they left half-written."""
+    for folder in folders:
         with _try_lock(folder, fcntl.LOCK_EX) as free:
             if free:
                 remove_tree(folder)
-    return len(dead)
 
 
 def _is_held(folder: Path) -> bool:

@@ -91,10 +91,10 @@ class Refs:
         with os_errors("write", path):
             before = _before(path)
             make_folder(path.parent)
-            modified = _replace(path, json.dumps(manifest.to_json()).encode(), session)
             try:
+                modified = _replace(path, json.dumps(manifest.to_json()).encode(), session)
                 self._sync_up(path)
-            except OSError:
+            except BaseException:  # Ctrl-C too
                 _restore(path, before, session)
                 raise
         return Entry(_name(path.relative_to(self.root).parts) or name, path, modified)
@@ -103,10 +103,10 @@ class Refs:
         """The file is not there, durably; folders it leaves empty go too. On failure it is there as before."""
         with os_errors("remove", path):
             before = _before(path)
-            path.unlink(missing_ok=True)
             try:
+                path.unlink(missing_ok=True)
                 sync_folder(path.parent)
-            except OSError:
+            except BaseException:  # Ctrl-C too
                 _restore(path, before, session)
                 raise
         self._remove_empty(path.parent)
@@ -242,10 +242,10 @@ def _before(path: Path) -> bytes | None:
 
 
 def _restore(path: Path, before: bytes | None, session: Session) -> None:
-    with suppress(OSError):  # the disk is failing; the error that brought us here is the one to report
+    with suppress(OSError, StoreError):  # the disk is failing; the error that brought us here is the one to report
         if before is None:
             path.unlink(missing_ok=True)
-        else:
+        elif not path.exists() or _read(path) != before:
             _replace(path, before, session)
 
 

@@ -17,13 +17,14 @@ state or the new one, and litter that gc takes away.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import locks, media
-from .blobs import READ_LIMIT, Blobs, Put, Source, Terms, make_folder
+from .blobs import READ_LIMIT, Blobs, Put, Source, Terms, make_folder, sync_folder
 from .digest import Digest
 from .errors import Corrupt, NotFound, ReadOnly, StoreError, os_errors
 from .ingest import Progress
@@ -34,6 +35,8 @@ from .refs import Entry, Refs, Unreadable, missing
 
 FORMAT = 1
 PATIENCE = 60.0  # seconds a command waits for another one before it gives up and says whom it waited for
+
+WRITTEN_BACK = 600.0  # seconds after which the kernel has written a folder's changes back by itself, many times over
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,16 @@ class Store:
                 held.enter_context(self._shared())
             yield
 
+    def settle(self) -> None:
+        """Every change of a name is on disk. A process that was killed between changing one and syncing its folder
+        leaves that to us: else the old name could come back after a power cut and find its blobs collected."""
+        now = time.time()
+        for refs in (self.refs, self.pins):
+            for folder in refs.folders():
+                with os_errors("sync", folder), suppress(FileNotFoundError):
+                    if abs(now - folder.stat().st_mtime) < WRITTEN_BACK:
+                        sync_folder(folder)
+
     @contextmanager
     def _shared(self) -> Iterator[Session]:
         with self._locked(exclusive=False), self._new_session() as session:
@@ -282,12 +295,21 @@ class Store:
     def _new_session(self) -> Iterator[Session]:
         session = Session(self.staging)
         try:
-            with suppress(OSError):  # a full disk: removing must still work, and whoever stages a file will say so
+            with suppress(
+                OSError, StoreError
+            ):  # a full disk: removing must still work; whoever stages a file will say so
                 session.open()
-                locks.sweep(self.staging)
+                self._sweep()
             yield session
         finally:
             session.close()
+
+    def _sweep(self) -> None:
+        """What dead processes left. Their last act may have been to change a name, so that is settled first."""
+        dead = locks.dead(self.staging)
+        if dead:
+            self.settle()
+            locks.sweep(dead)
 
     def _check_format(self) -> None:
         path = self.root / "format"
