@@ -1,0 +1,76 @@
+"""`lora set` while eight streams run: how soon it is acknowledged, and whether a stream stumbles. And CPU per token.
+
+python -m benchmarks.rescale
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import Answer, Ours, models
+
+N_SETS = 50
+
+
+async def set_scale(server: Ours, scale: float) -> float:
+    """Seconds until POST /api/lora-adapters is answered."""
+    body = json.dumps({"model": "bench", "adapters": [{"id": 0, "scale": scale}]}).encode()
+    started = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"POST /api/lora-adapters HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    answer = await reader.read()
+    seconds = time.perf_counter() - started
+    assert b" 200 " in answer[:20], answer
+    writer.close()
+    return seconds
+
+
+async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
+    streams = [asyncio.create_task(server.ask(f"{sets} {i}: tell a story.", 160, {1: 1.0})) for i in range(8)]
+    await asyncio.sleep(1)
+    times = []
+    for i in range(sets):
+        times.append(await set_scale(server, i / 100))
+        await asyncio.sleep(0.05)
+    return await asyncio.gather(*streams), times
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process's Python threads: all but those that only compute."""
+    import os
+
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        server = Ours(models(2), Path(folder))
+        try:
+            asyncio.run(server.ask("Hello", 4))
+            before = cpu_seconds(server.process.pid)
+            calm, _ = asyncio.run(run(server, 0))
+            spent = cpu_seconds(server.process.pid) - before
+            tokens = sum(a.n_tokens for a in calm)
+            print(f"daemon's CPU per token, eight streams: {spent / tokens * 1e6:.0f} us")
+            stirred, times = asyncio.run(run(server, N_SETS))
+            milliseconds = sorted(t * 1e3 for t in times)
+            print(
+                f"lora set acknowledged: median {statistics.median(milliseconds):.1f} ms, worst {milliseconds[-1]:.1f}"
+            )
+            for name, answers in (("without", calm), ("with", stirred)):
+                gaps = sorted(g for a in answers for g in a.gaps)
+                print(f"gaps between tokens {name} rescales: median {statistics.median(gaps) * 1e3:.0f} ms, "
+                      f"99% {gaps[int(len(gaps) * 0.99)] * 1e3:.0f} ms, worst {gaps[-1] * 1e3:.0f} ms")  # fmt: skip
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
