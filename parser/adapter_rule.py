@@ -85,10 +85,11 @@ def _split_quoted(line: Value, quote: str) -> tuple[Value, Value]:
 def _refuse_bare_clause(path: Value) -> None:
     """`./math.gguf 0.5` and `./math.gguf math` look like a scale and a name that lack their words. A folder may well
     be called `lora 2`."""
-    head, *tail = path.text.rsplit(None, 1)
-    if not tail:
+    words = path.text.rsplit(None, 1)
+    if len(words) < 2:
         return
-    last, is_file = tail[0], head.lower().endswith(FILES)
+    head, last = words
+    is_file = head.lower().endswith(FILES)
     if read_float(last) is not None and (is_file or "." in last):
         word = "SCALE"
     elif is_file and not set("./\\~") & set(last):

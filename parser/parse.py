@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Container, Iterator
 from itertools import chain, count, islice
 
 from .names import valid_name
 from .nodes import Adapter, Draft, From, Instruction, License, Message, Modelfile, Node, System, Template
 from .rules import instruction
-from .source import BLANKS, Mistake, ModelfileError, Problem, Source, line_end, line_number, quoted, skip_blanks
+from .source import (
+    BLANKS,
+    Mistake,
+    ModelfileError,
+    Problem,
+    Source,
+    line_end,
+    line_number,
+    quoted,
+    skip_blanks,
+    skip_gap,
+)
 from .unknown import NoInstruction, first_word, meant
 from .values import next_instruction
 
 MAX_PROBLEMS = 100
 GENERIC = ("adapter", "adapter_model", "adapters", "lora", "model")  # file names that say nothing about an adapter
-_GAP = re.compile(rf"(?:[{BLANKS}\r\n]++|#[^\r\n]*+)*+")  # blank lines and comments
 
 
 def parse(text: str, filename: str = "Modelfile") -> Modelfile:
@@ -35,7 +44,7 @@ def parse(text: str, filename: str = "Modelfile") -> Modelfile:
 def _instructions(source: Source) -> tuple[list[Instruction], list[Problem]]:
     found: list[Instruction] = []
     problems: list[Problem] = []
-    pos = _gap_end(source.text, 0)
+    pos = skip_gap(source.text, 0)
     while pos < len(source.text) and len(problems) < MAX_PROBLEMS:
         try:
             node = instruction(source, pos)
@@ -46,7 +55,7 @@ def _instructions(source: Source) -> tuple[list[Instruction], list[Problem]]:
         else:
             found.append(node)
             resume = node.span.last if node.span else pos
-        pos = _gap_end(source.text, resume)
+        pos = skip_gap(source.text, resume)
     across = chain(_same_names(source, found), _draft_is_base(source, found))
     return found, problems + list(islice(across, MAX_PROBLEMS - len(problems)))
 
@@ -65,11 +74,6 @@ def _spilt(source: Source, pos: int, found: list[Instruction], mistake: Mistake)
     opening = f"MESSAGE {above.role}" if isinstance(above, Message) else name
     hint = f'for a text of several lines, begin it with {opening} """ and end it with """'
     return Mistake(mistake.start, mistake.end, message, hint, next_instruction(source.text, pos))
-
-
-def _gap_end(text: str, pos: int) -> int:
-    gap = _GAP.match(text, pos)
-    return gap.end() if gap else pos
 
 
 def _more(source: Source, problems: list[Problem]) -> list[Problem]:

@@ -20,6 +20,7 @@ BLANKS = " \t" + INVISIBLE
 
 _REST_OF_LINE = re.compile(r"[^\r\n]*")
 _BLANKS = re.compile(f"[{BLANKS}]*+")
+_GAP = re.compile(rf"(?:[{BLANKS}\r\n]++|#[^\r\n]*+)*+")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ def line_number(text: str, pos: int) -> int:
 
 def skip_blanks(text: str, pos: int) -> int:
     match = _BLANKS.match(text, pos)
+    return match.end() if match else pos
+
+
+def skip_gap(text: str, pos: int) -> int:
+    """Past blank lines and comments."""
+    match = _GAP.match(text, pos)
     return match.end() if match else pos
 
 

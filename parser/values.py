@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .source import BLANKS, Mistake, Source, line_end, line_number, skip_blanks
+from .source import BLANKS, Mistake, Source, line_end, line_number, skip_blanks, skip_gap
 
 NAMES = (
     "FROM",
@@ -29,11 +29,13 @@ _CLOSING = {quote: re.compile(rf"{quote}(?=[{BLANKS}]*(?:[\r\n]|\Z))") for quote
 COMMENT_HINT = "a comment must stand on a line of its own"
 
 # A line inside a quoted text that itself opens a quote behind an instruction's name: the text before it was meant to
-# end. Lower-case names do not count, for `from "x" …` is English.
+# end, unless it is the closing quote that makes the line look so. Lower-case names do not count, for `from "x" …` is
+# English.
 _NAMES = "|".join(NAMES)
 _OPENING = {
     quote: re.compile(rf"(?<=[\r\n])[ \t]*(?P<name>{_NAMES})[ \t]+(?:\w+[ \t]+)?{quote}") for quote in ('"""', '"')
 }
+_NAME = re.compile(rf"(?:{_NAMES})(?=[ \t\r\n]|\Z)", re.IGNORECASE)
 _INSTRUCTION = re.compile(rf"(?<=[\r\n])[ \t]*(?:{_NAMES})(?=[ \t\r\n]|\Z)", re.IGNORECASE)
 
 
@@ -135,9 +137,18 @@ def _on_later_line(source: Source, start: int, quote: str, close: int | None, li
     if not lines:
         raise Mistake(start, body, never, f"put {quote} at the end of the line")
     opening = source.find(_OPENING[quote], body)
-    if opening and (close is None or opening.end() <= close + len(quote)):
+    if opening and not (close is not None and _closes(text, close + len(quote), opening.end())):
         hint = f"close it with {quote} before {opening['name']} in line {line_number(text, opening.start('name'))}"
         raise Mistake(start, body, never, hint, opening.start())
     if close is None:
         raise Mistake(start, body, never, f"end the text with {quote}", next_instruction(text, body))
     return close
+
+
+def _closes(text: str, end: int, opened: int) -> bool:
+    """Whether the closing quote that ends at `end` comes before the opening one that ends at `opened`. When they are
+    one and the same, as in a text whose last line is `TEMPLATE \"""`, the next line tells."""
+    if end != opened:
+        return end < opened
+    after = skip_gap(text, end)
+    return after == len(text) or _NAME.match(text, after) is not None

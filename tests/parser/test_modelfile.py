@@ -12,6 +12,7 @@ from modelctl.parser import (
     Modelfile,
     ModelfileError,
     Parameter,
+    System,
     adapter_name,
     dump,
     parse,
@@ -82,6 +83,11 @@ def test_dump_is_canonical() -> None:
 def test_dump_of_a_file_that_was_never_text() -> None:
     file = Modelfile((From("a # b*"), Adapter("x AS y", "n", -0.5), Parameter("use_mmap", True)))
     assert dump(file) == 'FROM "a # b*"\nADAPTER "x AS y" AS n SCALE -0.5\nPARAMETER use_mmap true\n'
+    assert parse(dump(file)) == file
+
+
+def test_dump_keeps_what_cannot_be_seen() -> None:
+    file = Modelfile((From("\xad"), Adapter("\u200b"), System(" \ufeff")))
     assert parse(dump(file)) == file
 
 
