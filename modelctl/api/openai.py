@@ -50,7 +50,9 @@ class SamplingRequest(msgspec.Struct, kw_only=True):
     presence_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    n: int | None = None
+    n: int | None = None  # 1 to 8
+    logit_bias: dict[str, float] | None = None  # token id -> -100 to 100
+    deterministic: bool | None = None  # ours: the same seed gives the same text, in any company
     lora: Lora | None = None  # ours
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Protocol
@@ -30,11 +30,25 @@ class Dialect(Protocol):
     def pieces(self, delta: Delta) -> Iterable[bytes]:
         """What the stream says for a delta, framing included. The last delta, with `done`, ends it."""
 
-    def whole(self, delta: Delta) -> bytes:
-        """The answer in one: all deltas joined."""
+    def whole(self, deltas: list[Delta]) -> bytes:
+        """The answer in one."""
 
     def error(self, error: ModelctlError) -> bytes:
         """The last piece of a stream that fails."""
+
+
+class Later:
+    """An ASGI response: a reply that takes a while to make. A client that leaves ends the making."""
+
+    def __init__(self, make: Callable[[], Awaitable[Response]]) -> None:
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            response = await self._make()
+            await response(scope, receive, send)
+
+        await while_connected(receive, work())
 
 
 class Answer:
@@ -54,7 +68,7 @@ class Answer:
                 if self._stream:
                     await self._send_stream(deltas, send)
                 else:
-                    body = self._dialect.whole(joined([delta async for delta in deltas]))
+                    body = self._dialect.whole([delta async for delta in deltas])
                     await Response(body, media_type="application/json")(scope, receive, send)
 
         await while_connected(receive, work())
@@ -85,6 +99,7 @@ async def _send_piece(body: bytes, send: Send) -> None:
 
 
 def joined(deltas: list[Delta]) -> Delta:
+    """The deltas of one generation as one."""
     return Delta(
         id=deltas[-1].id,
         text="".join(delta.text for delta in deltas),

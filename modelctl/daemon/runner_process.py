@@ -22,12 +22,16 @@ from modelctl.runner.frames import (
     Attach,
     Attached,
     Cancel,
+    Delta,
+    Embed,
+    Embedded,
     Failed,
     FromRunner,
     Generate,
     Load,
     Prompt,
     Ready,
+    Remix,
     Render,
     Rendered,
     Stats,
@@ -100,18 +104,35 @@ class RunnerProcess:
             if not self._loaded.done() or self._loaded.exception() is not None:
                 await self.stop()
 
-    def submit(self, frame: Generate, model: str) -> Stream:
-        """Start a generation; `frame.id` is set here. Close the stream if you stop reading before its end."""
-        frame.id = next(self._ids)
-        stream = Stream(model, cancel=lambda: self._cancel(frame.id))
-        self._ask(frame, stream)
+    def submit(self, generations: Sequence[Generate], model: str) -> Stream:
+        """Start generations from one prompt; their ids are set here. Close the stream if you stop before its end.
+
+        The others start when the first has spoken: then its prompt is computed, and they share it.
+        """
+        stream = Stream(model, generations, self)
+        self._start(stream, 1)
         return stream
+
+    def cancel(self, stream: Stream) -> None:
+        stream.later.clear()
+        for id in stream.ids:
+            if self._pending.pop(id, None) is not None:
+                self._send(Cancel(id))
+
+    def remix(self, stream: Stream, mix: list[tuple[str, float]]) -> None:
+        for generation in stream.later:
+            generation.mix = mix
+        if running := [id for id in stream.ids if id in self._pending]:
+            self._send(Remix(next(self._ids), running, mix))
 
     async def attach(self, adapters: list[AdapterFile], model: str) -> Attached:
         return await self._reply(Attach(next(self._ids), adapters), Attached, model)
 
     async def render(self, prompt: Prompt, n_ctx: int, model: str) -> Rendered:
         return await self._reply(Render(next(self._ids), prompt, n_ctx), Rendered, model)
+
+    async def embed(self, inputs: list[str], mix: list[tuple[str, float]], truncate: bool, model: str) -> Embedded:
+        return await self._reply(Embed(next(self._ids), inputs, mix, truncate), Embedded, model)
 
     async def stats(self) -> StatsReply:
         return await self._reply(Stats(next(self._ids)), StatsReply, self.model)
@@ -131,7 +152,14 @@ class RunnerProcess:
 
     # asking
 
-    async def _reply(self, frame: Attach | Render | Stats, kind: type[T], model: str) -> T:
+    def _start(self, stream: Stream, n: int) -> None:
+        started, stream.later = stream.later[:n], stream.later[n:]
+        for generation in started:
+            generation.id = next(self._ids)
+            stream.ids.append(generation.id)
+            self._ask(generation, stream)
+
+    async def _reply(self, frame: Attach | Render | Embed | Stats, kind: type[T], model: str) -> T:
         reply = Reply(model)
         self._ask(frame, reply)
         try:
@@ -142,16 +170,12 @@ class RunnerProcess:
             raise ModelctlError(f"the runner answered {type(frame).__name__} with {type(answer).__name__}")
         return answer
 
-    def _ask(self, frame: Generate | Attach | Render | Stats, pending: Stream | Reply) -> None:
+    def _ask(self, frame: Generate | Attach | Render | Embed | Stats, pending: Stream | Reply) -> None:
         if self._owner is None or self._owner.done() or self.stopping:
             pending.fail(self._obituary(pending.model))
             return
         self._pending[frame.id] = pending
         self._send(frame)
-
-    def _cancel(self, id: int) -> None:
-        if self._pending.pop(id, None) is not None:
-            self._send(Cancel(id))
 
     def _send(self, frame: ToRunner) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -207,11 +231,7 @@ class RunnerProcess:
         match frame:
             case Step():
                 for delta in frame.deltas:
-                    stream = self._pending.get(delta.id)
-                    if isinstance(stream, Stream):
-                        if delta.done is not None:
-                            del self._pending[delta.id]
-                        stream.put(delta)
+                    self._deliver_delta(delta)
             case Ready():
                 if not self._loaded.done():
                     self._loaded.set_result(frame)
@@ -227,3 +247,13 @@ class RunnerProcess:
                 reply = self._pending.pop(frame.id, None)
                 if isinstance(reply, Reply):
                     reply.put(frame)
+
+    def _deliver_delta(self, delta: Delta) -> None:
+        stream = self._pending.get(delta.id)
+        if not isinstance(stream, Stream):
+            return
+        if delta.done is not None:
+            del self._pending[delta.id]
+        stream.put(delta)
+        if stream.later:
+            self._start(stream, len(stream.later))

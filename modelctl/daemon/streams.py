@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 from modelctl.errors import BadRequest, Busy, ModelctlError, NotFound, TooLarge
-from modelctl.runner.frames import Attached, Delta, Failed, Rendered, StatsReply
+from modelctl.runner.frames import Attached, Delta, Embedded, Failed, Generate, Rendered, StatsReply
 
 MAX_WAITING = 1024  # deltas; the socket to a client that does not read has taken megabytes by then
 
-Answer = Attached | Rendered | StatsReply
+Answer = Attached | Rendered | Embedded | StatsReply
 
 _BY_STATUS = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: Busy}
 
@@ -48,38 +48,57 @@ class Reply:
             self.future.set_exception(error)
 
 
-class Stream:
-    """The deltas of one Generate, the last with `done` set. Raises the error that ended it instead, if one did.
+class Source(Protocol):
+    """Who runs the generations of a stream."""
 
-    `close` before the end cancels the generation. A reader so slow that `MAX_WAITING` deltas wait is cut off: a runner
-    never waits for a client.
+    def cancel(self, stream: Stream) -> None: ...
+
+    def remix(self, stream: Stream, mix: list[tuple[str, float]]) -> None: ...
+
+
+class Stream:
+    """The deltas of generations that belong together; a delta's `id` is its generation's place among them, from 0.
+
+    Each generation's last delta has `done` set. Raises the error that ended one of them instead, if one did. `close`
+    cancels those that still run. A reader so slow that `MAX_WAITING` deltas wait is cut off: a runner never waits for
+    a client.
     """
 
-    def __init__(self, model: str, cancel: Callable[[], None]) -> None:
+    def __init__(self, model: str, generations: Sequence[Generate], source: Source) -> None:
         self.model = model
-        self._cancel = cancel
+        self.ids: list[int] = []  # of those that were started
+        self.later = list(generations)  # the others
+        self._source = source
+        self._n_running = len(generations)
         self._waiting: deque[Delta] = deque()
         self._error: ModelctlError | None = None
         self._ended = False
         self._wake = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
+        if self._ended:
+            return
         if len(self._waiting) >= MAX_WAITING:
             self.close()
             self.fail(ModelctlError("the answer was cut off: the client reads too slowly"))
             return
+        delta.id = self.ids.index(delta.id)
         self._waiting.append(delta)
-        self._ended = delta.done is not None
+        self._n_running -= delta.done is not None
+        self._ended = not self._n_running
         self._wake.set()
 
     def fail(self, error: ModelctlError) -> None:
         self._error, self._ended = error, True
         self._wake.set()
 
+    def remix(self, mix: list[tuple[str, float]]) -> None:
+        """Go on under another mix, from the next token."""
+        self._source.remix(self, mix)
+
     def close(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._cancel()
+        self._ended = True
+        self._source.cancel(self)
 
     def __aiter__(self) -> Stream:
         return self

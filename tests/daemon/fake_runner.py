@@ -23,10 +23,13 @@ from modelctl.runner.frames import (
     Cancel,
     Delta,
     Done,
+    Embed,
+    Embedded,
     Failed,
     Generate,
     Load,
     Ready,
+    Remix,
     Render,
     Rendered,
     Stats,
@@ -44,6 +47,8 @@ class Fake:
         self.attached: list[str] = []
         self.generated = 0
         self.cancelled: list[int] = []
+        self.mixes: dict[int, list[Any]] = {}
+        self.embedded: list[int] = []
 
     def send(self, frame: Any) -> None:
         self.sock.sendall(frames.pack(frame))
@@ -83,18 +88,33 @@ class Fake:
             case Render():
                 self.send(Rendered(frame.id, f"<{frame.prompt.raw}>", [1, 2]))
             case Stats():
-                values = {"attached": self.attached, "generated": self.generated, "cancelled": self.cancelled}
-                self.send(StatsReply(frame.id, {**values, "environ": dict(os.environ)}))
+                self.send(StatsReply(frame.id, self.stats()))
+            case Embed():
+                self.embedded.append(len(frame.inputs))
+                self.send(Embedded(frame.id, [[0.6, 0.8, 0.0]] * len(frame.inputs), len(frame.inputs)))
+            case Remix():
+                self.mixes.update(dict.fromkeys(frame.ids, frame.mix))
             case Cancel():
                 self.cancelled.append(frame.id)
                 if self.running.pop(frame.id, None):
                     self.send(Step([Delta(frame.id, "", 0, done=DONE)]))
             case Generate():
+                self.mixes[frame.id] = frame.mix
                 words = dict(word.split("=") for word in (frame.prompt.raw or "tokens=3").split())
                 if "fail" in words:
                     self.send(Failed(frame.id, int(words["fail"]), "this prompt is refused", "write another"))
                 else:
                     self.running[frame.id] = {"words": words, "n": 0, "due": time.monotonic()}
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "attached": self.attached,
+            "generated": self.generated,
+            "cancelled": self.cancelled,
+            "mixes": sorted(self.mixes.items()),
+            "embedded": self.embedded,
+            "environ": dict(os.environ),
+        }
 
     def step(self, id: int, job: dict[str, Any]) -> None:
         words = job["words"]

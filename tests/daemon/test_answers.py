@@ -24,7 +24,8 @@ class Plain:
     def pieces(self, delta: Delta) -> list[bytes]:
         return [delta.text.encode(), *([b"."] if delta.done else [])]
 
-    def whole(self, delta: Delta) -> bytes:
+    def whole(self, deltas: list[Delta]) -> bytes:
+        delta = joined(deltas)
         return f"{delta.text}|{delta.n_tokens}|{delta.done and delta.done.reason}".encode()
 
     def error(self, error: ModelctlError) -> bytes:

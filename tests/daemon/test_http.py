@@ -153,7 +153,11 @@ def test_wrong_fields(daemon: Daemon, fields: dict[str, Any], says: str) -> None
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"n": 10**6}, "n must be 1"),
+        ({"n": 10**6}, "n must be from 1 to 8"),
+        ({"n": 0}, "n must be from 1 to 8"),
+        ({"logit_bias": {"hello": 1}}, "is no token id"),
+        ({"logit_bias": {"5": 100.5}}, "from -100 to 100"),
+        ({"logit_bias": {"-1": 1}}, "is no token id"),
         ({"max_tokens": 0}, "max_tokens must be above 0"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content must be text"),

@@ -41,7 +41,7 @@ def generate(words: str) -> Generate:
 
 
 async def text_of(process: RunnerProcess, words: str) -> str:
-    return "".join([delta.text async for delta in process.submit(generate(words), "tutor:latest")])
+    return "".join([delta.text async for delta in process.submit([generate(words)], "tutor:latest")])
 
 
 def alive(pid: int) -> bool:
@@ -57,6 +57,54 @@ def test_streams_are_told_apart() -> None:
         async with started() as process:
             texts = await asyncio.gather(*(text_of(process, f"tokens={n}") for n in range(20)))
         assert texts == ["x " * n for n in range(20)]
+
+    run(test)
+
+
+def test_generations_that_belong_together_share_a_stream_and_the_first_goes_ahead() -> None:
+    async def test() -> None:
+        async with started() as process:
+            words = ["tokens=3 delay=0.01", "tokens=1", "tokens=2"]
+            stream = process.submit([generate(text) for text in words], "tutor:latest")
+            deltas = [delta async for delta in stream]
+        assert deltas[0].id == 0
+        counts = [sum(delta.n_tokens for delta in deltas if delta.id == place) for place in range(3)]
+        assert counts == [3, 1, 2]
+        assert sorted(delta.id for delta in deltas if delta.done) == [0, 1, 2]
+
+    run(test)
+
+
+def test_one_that_is_refused_ends_all_that_belong_to_it() -> None:
+    async def test() -> None:
+        async with started() as process:
+            words = ["tokens=100000 delay=0.01", "fail=400", "tokens=100000 delay=0.01"]
+            stream = process.submit([generate(text) for text in words], "tutor:latest")
+            with pytest.raises(BadRequest, match="this prompt is refused"):
+                async for _ in stream:
+                    pass
+            stream.close()
+            assert sorted((await process.stats()).values["cancelled"]) == [1, 3]
+
+    run(test)
+
+
+def test_another_mix_reaches_what_runs_and_what_has_yet_to_start() -> None:
+    async def test() -> None:
+        async with started() as process:
+            stream = process.submit([generate("tokens=100000 delay=0.01") for _ in range(3)], "tutor:latest")
+            other = process.submit([generate("tokens=100000 delay=0.01")], "tutor:latest")
+            stream.remix([("sha256:a", 0.5)])
+            async for delta in stream:
+                if delta.id == 2:
+                    break
+            stream.remix([("sha256:a", 1.0)])
+            mixes = dict((await process.stats()).values["mixes"])
+            assert [mixes[id] for id in stream.ids] == [[["sha256:a", 1.0]]] * 3
+            assert [mixes[id] for id in other.ids] == [[]]
+            stream.close()
+            stream.remix([("sha256:a", 2.0)])
+            assert dict((await process.stats()).values["mixes"]) == mixes
 
     run(test)
 
@@ -78,7 +126,7 @@ def test_a_killed_runner_ends_every_stream_with_one_error() -> None:
     async def test() -> None:
         async with started() as process:
             endless = [
-                process.submit(generate("tokens=100000 delay=0.01"), name) for name in ("tutor:latest", "other:v2")
+                process.submit([generate("tokens=100000 delay=0.01")], name) for name in ("tutor:latest", "other:v2")
             ]
             for stream in endless:
                 await anext(stream)
@@ -100,7 +148,7 @@ def test_deltas_sent_before_the_death_are_delivered() -> None:
         async with started() as process:
             got = 0
             with pytest.raises(RunnerDied):
-                async for _ in process.submit(generate("tokens=9 die=5"), "tutor:latest"):
+                async for _ in process.submit([generate("tokens=9 die=5")], "tutor:latest"):
                     got += 1
             assert got == 5
 
@@ -160,7 +208,7 @@ def test_stopped_before_it_started() -> None:
 def test_closing_a_stream_cancels_it_and_no_other() -> None:
     async def test() -> None:
         async with started() as process:
-            endless = process.submit(generate("tokens=100000 delay=0.01"), "tutor:latest")
+            endless = process.submit([generate("tokens=100000 delay=0.01")], "tutor:latest")
             await anext(endless)
             other = asyncio.create_task(text_of(process, "tokens=50 delay=0.001"))
             endless.close()
@@ -178,7 +226,7 @@ def test_a_reader_too_slow_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test() -> None:
         async with started() as process:
-            slow = process.submit(generate("tokens=100000 delay=0.0005"), "tutor:latest")
+            slow = process.submit([generate("tokens=100000 delay=0.0005")], "tutor:latest")
             while not (await process.stats()).values["cancelled"]:
                 await asyncio.sleep(0.01)
             with pytest.raises(ModelctlError, match="reads too slowly"):

@@ -77,7 +77,7 @@ async def use(runners: Runners, model: Model, words: str = "tokens=1", **options
     """One generation; the runner's pid."""
     keep_alive = options.pop("keep_alive", None)
     async with runners.lease(model, options, keep_alive) as lease:
-        stream = lease.process.submit(Generate(0, Prompt(raw=words)), model.name)
+        stream = lease.process.submit([Generate(0, Prompt(raw=words))], model.name)
         async for _ in stream:
             pass
         return lease.process.pid
@@ -295,7 +295,7 @@ async def test_closing_ends_streams_with_an_error_and_refuses_newcomers(runners:
     model = make_model("a")
     async with AsyncExitStack() as stack:
         lease = await stack.enter_async_context(runners.lease(model, {}))
-        stream = lease.process.submit(Generate(0, Prompt(raw="tokens=100000 delay=0.01")), model.name)
+        stream = lease.process.submit([Generate(0, Prompt(raw="tokens=100000 delay=0.01"))], model.name)
         await anext(stream)
         runners.refuse()
         await anext(stream)

@@ -12,11 +12,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from modelctl.api import native
-from modelctl.daemon.answers import Answer, timestamp
+from modelctl.daemon.answers import Answer, joined, timestamp
 from modelctl.daemon.bodies import read, reply
 from modelctl.daemon.errors import native_body
 from modelctl.daemon.routes import service
-from modelctl.daemon.service import Job, Service, json_schema, keep_alive, logprobs, refuse_unsupported
+from modelctl.daemon.service import Job, Service, json_schema, logprobs, refuse_unsupported
 from modelctl.errors import BadRequest, ModelctlError
 from modelctl.model import Model
 from modelctl.runner import frames
@@ -27,44 +27,38 @@ from modelctl.template.conversation import Conversation, Message
 async def generate(request: Request) -> ASGIApp:
     asked = await read(request, native.GenerateRequest)
     desk = service(request)
-    model, scales = await desk.model_and_scales(asked.model, asked.lora)
-    refuse_unsupported(model, images=asked.images, thinking=asked.think)
-    job = _job(desk, asked, model, scales, _generate_prompt(model, asked))
-    return await _respond(desk, asked, job, Ndjson(job, chat=False), empty=not (asked.prompt or asked.suffix))
+    job = await desk.job(asked.model, asked.lora, asked.options, keep_alive=asked.keep_alive)
+    refuse_unsupported(job.model, images=asked.images, thinking=asked.think)
+    prompt = _generate_prompt(job.model, asked)
+    return await _respond(desk, asked, job, prompt, Ndjson(job, chat=False), empty=not (asked.prompt or asked.suffix))
 
 
 async def chat(request: Request) -> ASGIApp:
     asked = await read(request, native.ChatRequest)
     desk = service(request)
-    model, scales = await desk.model_and_scales(asked.model, asked.lora)
+    job = await desk.job(asked.model, asked.lora, asked.options, keep_alive=asked.keep_alive)
     images = any(message.images for message in asked.messages or [])
-    refuse_unsupported(model, images=images, tools=asked.tools, thinking=asked.think)
-    job = _job(desk, asked, model, scales, _chat_prompt(model, asked))
-    return await _respond(desk, asked, job, Ndjson(job, chat=True), empty=not asked.messages)
+    refuse_unsupported(job.model, images=images, tools=asked.tools, thinking=asked.think)
+    prompt = _chat_prompt(job.model, asked)
+    return await _respond(desk, asked, job, prompt, Ndjson(job, chat=True), empty=not asked.messages)
 
 
-def _job(desk: Service, asked: native.PromptRequest, model: Model, scales: dict[str, float], prompt: Prompt) -> Job:
+async def _respond(
+    desk: Service, asked: native.PromptRequest, job: Job, prompt: Prompt, dialect: Ndjson, *, empty: bool
+) -> ASGIApp:
     prompt.truncate = asked.truncate is not False
-    return desk.job(
-        asked.model,
-        model,
-        scales,
+    generation = job.generate(
         prompt,
-        options=asked.options or {},
-        keep_alive=keep_alive(asked.keep_alive),
         json_schema=json_schema(asked.format),
         logprobs=logprobs(asked.logprobs, asked.top_logprobs),
         shift=asked.shift is not False,
     )
-
-
-async def _respond(desk: Service, asked: native.PromptRequest, job: Job, dialect: Ndjson, *, empty: bool) -> ASGIApp:
     if empty:
         await desk.load(job)
         return reply(dialect.loaded("unload" if job.keep_alive == 0 else "load"))
     if asked.debug_render_only:
-        return reply(dialect.rendered((await desk.render(job)).text))
-    return Answer(lambda: desk.run(job), dialect, stream=asked.stream is not False)
+        return reply(dialect.rendered((await desk.render(job, prompt)).text))
+    return Answer(lambda: desk.run(job, [generation]), dialect, stream=asked.stream is not False)
 
 
 def _generate_prompt(model: Model, asked: native.GenerateRequest) -> Prompt:
@@ -112,7 +106,8 @@ class Ndjson:
         if delta.done is not None:
             yield _line(self._reply(**self._end(delta.done)))
 
-    def whole(self, delta: Delta) -> bytes:
+    def whole(self, deltas: list[Delta]) -> bytes:
+        delta = joined(deltas)
         end = self._end(delta.done) if delta.done else {}
         return msgspec.json.encode(self._reply(delta.text, delta.logprobs, **end))
 
