@@ -21,7 +21,7 @@ def rule(model: str, scales: Mapping[str, float], command: str = "modelctl lora 
     first = next(iter(scales))
     which = f"the adapter {first} is" if len(scales) == 1 else f"all {len(scales)} adapters are"
     whose = "" if command.startswith("/") else f" -m {short(model)}"
-    return f"{which} at scale 0, so this is the plain base; turn one on with: {command} {first}=1{whose}"
+    return f"{which} at scale 0, so this is the plain base; turn one on with:\n  {command} {first}=1{whose}"
 
 
 def typed_mix(terms: Iterable[str], default: float | None = None) -> dict[str, float]:

@@ -12,7 +12,7 @@ import modelctl
 from modelctl import config
 from modelctl.cli import background, term
 from modelctl.cli.options import Json
-from modelctl.errors import UsageError
+from modelctl.errors import ModelctlError, UsageError
 
 PANEL = "About"
 # In a process of its own: importing llama.cpp takes a while, and a broken build may end the process that does.
@@ -27,14 +27,14 @@ def register(app: typer.Typer) -> None:
 def info(as_json: Json = False) -> None:
     """Show versions, folders, the daemon, and whether llama.cpp can use a GPU here."""
     settings = config.load()
-    client = background.answering(settings)
+    version = _daemon_version(settings)
     facts: dict[str, Any] = {
         "version": modelctl.__version__,
         "python": sys.version.split()[0],
         "llama_cpp_python": _llama_version(),
         "gpu_offload": _can_offload(),
         "daemon": settings.address.url,
-        "daemon_version": client.version() if client else None,
+        "daemon_version": version,
         "daemon_pid": background.running_pid(settings),
         "models": str(settings.store_root),
         "config": str(settings.config_path),
@@ -46,6 +46,15 @@ def info(as_json: Json = False) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         term.say(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
+
+
+def _daemon_version(settings: config.Config) -> str | None:
+    """None: no daemon answers there, or what answers is none."""
+    try:
+        client = background.answering(settings)
+        return client.version() if client else None
+    except ModelctlError:
+        return None
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,7 @@ def choose_model(settings: Config, client: Client | None) -> str:
     loaded = [model.name for model in client.ps().models] if client else []
     if len(loaded) == 1:
         return _said(loaded[0], "the only one loaded")
-    names = [ref.name.short for ref in open_store(settings).list()]
+    names = [model.name for model in client.tags().models] if client else _stored(settings)
     last = _full(settings.last_model() or "")
     if last in names:
         return _said(last, "used last")
@@ -39,6 +39,10 @@ def choose_model(settings: Config, client: Client | None) -> str:
     if not names:
         raise UsageError("there are no models yet", hint="make one from a Modelfile: modelctl create")
     raise UsageError("which model?", hint=f"name one of {', '.join(map(short, names[:10]))}")
+
+
+def _stored(settings: Config) -> list[str]:
+    return [ref.name.short for ref in open_store(settings).list()]
 
 
 def _full(name: str) -> str:

@@ -59,7 +59,8 @@ def test_a_folders_name_made_valid(folder: str, name: str) -> None:
 def test_the_rule_is_printed_while_every_adapter_is_at_zero(work: Path, cli: Cli) -> None:
     (work / "Modelfile").write_text("FROM ./base.gguf\nADAPTER ./math.gguf\nADAPTER ./math.gguf AS twin\n")
     said = (
-        "all 2 adapters are at scale 0, so this is the plain base; turn one on with: modelctl lora set math=1 -m tutor"
+        "all 2 adapters are at scale 0, so this is the plain base; turn one on with:\n"
+        "  modelctl lora set math=1 -m tutor\n"
     )
     assert said in cli("create", "tutor").out
     assert said in cli("show", "tutor").out

@@ -104,10 +104,9 @@ def test_the_whole_reply_as_json(live: dict[str, str], cli: Cli) -> None:
 
 def test_options_reach_the_model(live: dict[str, str], cli: Cli) -> None:
     args = ("run", "voices", "Tell me a story.", "--temperature", "1.5", "--num-predict", "12")
-    cli(*args)  # fills the prefix cache: a prompt that is computed and one that is cached differ in the last bits
-    first, second = cli(*args, "--seed", "1").out, cli(*args, "--seed", "2").out
-    assert first != second
-    assert cli(*args, "--seed", "1").out == first
+    assert cli(*args, "--seed", "1").out != cli(*args, "--seed", "2").out
+    greedy = {cli(*args, "--seed", seed, "--top-k", "1").out for seed in ("1", "2")}
+    assert len(greedy) == 1
     stopped = cli("run", "voices+pirate", SPAIN, "--stop", "matey")
     assert stopped.out == "Arr, \n"
 
@@ -170,7 +169,8 @@ def test_rm_unloads_first(live: dict[str, str], cli: Cli) -> None:
 def test_the_rule_is_said_to_somebody_at_a_terminal(live: dict[str, str], terminal: Callable[..., Terminal]) -> None:
     asked = terminal("run", "voices", SPAIN)
     assert asked.wait() == 0
-    assert f"{RULE}, so this is the plain base; turn one on with: modelctl lora set pirate=1 -m voices" in asked.text
+    assert f"{RULE}, so this is the plain base; turn one on with:" in asked.text
+    assert "modelctl lora set pirate=1 -m voices" in asked.text
     asked = terminal("run", "voices+pirate", SPAIN)
     assert asked.wait() == 0
     assert RULE not in asked.text
@@ -206,7 +206,7 @@ def chat(live: dict[str, str], terminal: Callable[..., Terminal]) -> Terminal:
 
 
 def test_a_chat_remembers_and_switches_voices(chat: Terminal) -> None:
-    assert "turn one on with: /lora pirate=1" in chat.text
+    assert "/lora pirate=1" in chat.text
     chat.line("/lora pirate=1")
     chat.expect("this chat's mix: pirate=1 json=0 shout=0")
     chat.line(SPAIN)
