@@ -29,9 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "create": {"parser", "store", "gguf_check", "adapters", "model", "sources", "template"},
     "client": {"api", "config"},
     "runner": {"template", "mix"},
-    "llm": {"config", "local_model", "mix", "runner", "sampling_params", "store", "template"},
-    "local_model": {"adapters", "gguf_check", "mix", "model", "parser", "sources", "store"},
-    "sampling_params": {"parser", "runner"},
+    "llm": {"adapters", "config", "gguf_check", "mix", "model", "parser", "runner", "sources", "store", "template"},
     "daemon": {"create", "model", "template", "api", "store", "config", "mix", "runner", "gguf_check"},
     "cli": {"client", "create", "config", "api", "model", "store", "parser", "mix", "gguf_check"},
 }
