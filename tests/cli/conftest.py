@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +52,15 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
-def in_process_of_its_own(*args: str, stdin: str | bytes = b"", cwd: Path | None = None, **environment: str) -> Done:
+def in_process_of_its_own(
+    *args: str, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Done:
     done = subprocess.run(
         [sys.executable, "-m", "modelctl", *args],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, **(env or {})},
         timeout=120,
         check=False,
     )
@@ -101,10 +103,10 @@ def live_home(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     modelfile = home / "Modelfile"
     voices = "".join(f"ADAPTER {ROOT}/examples/adapters/{name}\n" for name in ("pirate", "json", "shout"))
     modelfile.write_text(f"FROM {base}\n{voices}PARAMETER temperature 0\nPARAMETER num_ctx 1024\n")
-    made = in_process_of_its_own("create", "voices", "-f", str(modelfile), **environment)
+    made = in_process_of_its_own("create", "voices", "-f", str(modelfile), env=environment)
     assert made.code == 0, made
     yield environment
-    assert in_process_of_its_own("stop", **environment).code == 0
+    assert in_process_of_its_own("stop", env=environment).code == 0
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_a_stale_pid_file_is_never_believed(port: int, home: Path, cli: Cli) -> 
 
 def test_a_daemon_of_another_home_is_not_stopped(port: int, home: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("ps").code == 0
-    other = in_process_of_its_own("stop", MODELCTL_HOME=str(tmp_path / "other"))
+    other = in_process_of_its_own("stop", env={"MODELCTL_HOME": str(tmp_path / "other")})
     other.clear_error("was not started from")
     assert pid() is not None
 

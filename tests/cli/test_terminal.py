@@ -142,7 +142,7 @@ def test_a_full_disk_behind_stdout_is_said(tutor: str) -> None:
 def test_any_locale(locale: str, work: Path) -> None:
     (work / "Modelfile").write_text("FROM ./base.gguf\nSYSTEM naïve 😀\n", encoding="utf-8")
     for args in (["create", "tutor"], ["show"], ["--help"]):
-        done = in_process_of_its_own(*args, LC_ALL=locale, LANG=locale)
+        done = in_process_of_its_own(*args, env={"LC_ALL": locale, "LANG": locale})
         assert done.code == 0, done
         assert "Traceback" not in done.err
 
@@ -150,7 +150,7 @@ def test_any_locale(locale: str, work: Path) -> None:
 def test_a_terminal_that_cannot_show_a_character(work: Path, cli: Cli) -> None:
     (work / "Modelfile").write_text("FROM ./base.gguf\nSYSTEM 😀\n", encoding="utf-8")
     cli("create", "tutor")
-    done = in_process_of_its_own("show", "tutor", "--system", PYTHONIOENCODING="ascii")
+    done = in_process_of_its_own("show", "tutor", "--system", env={"PYTHONIOENCODING": "ascii"})
     assert (done.code, done.out) == (0, "?\n")
 
 
