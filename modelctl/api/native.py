@@ -138,6 +138,40 @@ class ChatReply(Answer, kw_only=True):
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
 
 
+# embeddings
+
+
+class EmbeddingRequest(Request, kw_only=True):
+    """What both forms have in common. `model` and `lora` as in a PromptRequest."""
+
+    model: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: str | int | float | None = None
+    lora: Lora | None = None  # ours
+
+
+class EmbedRequest(EmbeddingRequest, kw_only=True):
+    input: Any = None  # text, or a list of texts
+    truncate: bool | None = None  # default true: cut inputs that do not fit the context
+    dimensions: int | None = None  # keep only so many, and scale them to L2 norm 1 again
+
+
+class EmbedReply(msgspec.Struct):
+    model: str
+    embeddings: list[list[float]]  # L2 norm 1
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+
+
+class EmbeddingsRequest(EmbeddingRequest, kw_only=True):
+    prompt: str | None = None
+
+
+class EmbeddingsReply(msgspec.Struct):
+    embedding: list[float]
+
+
 # models
 
 

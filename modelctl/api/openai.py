@@ -150,6 +150,32 @@ class Reply(msgspec.Struct, omit_defaults=True):
     usage: Usage | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    model: str = ""
+    input: Any = None  # text, or a list of texts
+    encoding_format: str | None = None  # float or base64
+    dimensions: int | None = None
+    lora: Lora | None = None  # ours
+
+
+class Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float] | str  # base64: of little-endian float32
+    object: str = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
 class ModelCard(msgspec.Struct, omit_defaults=True):
     id: str
     created: int

@@ -68,7 +68,7 @@ async def show(request: Request) -> Response:
         modelfile=model.modelfile(),
         details=_details(model),
         model_info=info,
-        capabilities=["completion"],
+        capabilities=["completion", *(["embedding"] if _pools(info) else [])],
         modified_at=timestamp(model.modified),
         license="\n".join(model.licenses),
         parameters=_parameters(model),
@@ -86,6 +86,11 @@ def base_info(path: Path) -> dict[str, Any]:
     header = gguf_check.read_header(path)
     known = {k: None if isinstance(v, gguf_check.Array) else v for k, v in header.metadata.items()}
     return {"general.parameter_count": gguf_check.base_info(header).n_params, **known}
+
+
+def _pools(info: dict[str, Any]) -> bool:
+    """Whether the base was made for embeddings; the others serve them too, but not as well."""
+    return bool(info.get(f"{info.get('general.architecture')}.pooling_type"))
 
 
 def _shown_adapters(model: Model, scales: dict[str, float]) -> list[native.ShownAdapter]:
