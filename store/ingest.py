@@ -1,7 +1,7 @@
 """Bytes on their way in: copied and hashed in one pass over the input, by the cheapest means the file system has.
 
-A copied file is hashed from the copy, never from the source, so what lies in the store is what was hashed even while
-somebody writes to the source.
+What is hashed is what was written, never a second reading of the source, so a blob hashes to its name even if somebody
+writes to the source meanwhile.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ class Holder:
     since: float
 
     def __str__(self) -> str:
-        return f"`{self.command}` (process {self.pid}), since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+        is_today = time.time() - self.since < 12 * 3600
+        since = time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", time.localtime(self.since))
+        return f"`{self.command}` (process {self.pid}), since {since}"
 
 
 class Session:

@@ -67,7 +67,8 @@ class ModelName:
         if self.host.lower() != HOST:
             return str(self)
         namespace = "" if self.namespace.lower() == NAMESPACE else f"{self.namespace}/"
-        return f"{namespace}{self.model}:{self.tag}{self._pin}"
+        short = f"{namespace}{self.model}:{self.tag}{self._pin}"
+        return f"{NAMESPACE}/{short}" if _DRIVE.match(short) else short
 
     def __str__(self) -> str:
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}{self._pin}"

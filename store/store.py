@@ -17,6 +17,7 @@ state or the new one, and litter that gc takes away.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -35,7 +36,6 @@ from .refs import Entry, Refs, Unreadable, missing
 
 FORMAT = 1
 PATIENCE = 60.0  # seconds a command waits for another one before it gives up and says whom it waited for
-
 WRITTEN_BACK = 600.0  # seconds after which the kernel has written a folder's changes back by itself, many times over
 
 
@@ -288,16 +288,16 @@ class Store:
         return locks.flocked(path, exclusive=exclusive, patience=patience, blame=self._blame, waiting=self._waiting)
 
     def _blame(self) -> str:
-        others = [str(holder) for _, holder, alive in locks.sessions(self.staging) if alive]
-        return " and ".join(others) or "another process"
+        holders = [holder for _, holder, alive in locks.sessions(self.staging) if alive]
+        others = [holder for holder in holders if holder.pid != os.getpid()]
+        return " and ".join(map(str, others or holders)) or "another process"
 
     @contextmanager
     def _new_session(self) -> Iterator[Session]:
         session = Session(self.staging)
         try:
-            with suppress(
-                OSError, StoreError
-            ):  # a full disk: removing must still work; whoever stages a file will say so
+            # On a full disk removing must still work; whoever stages a file will say what is wrong.
+            with suppress(OSError, StoreError):
                 session.open()
                 self._sweep()
             yield session

@@ -10,19 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import blobs
 from .blobs import make_folder, sync_folder
 from .digest import Digest
 from .errors import Corrupt, NotFound, StoreError, closing, os_errors
+from .journal import Journal
+from .refs import Refs
 from .store import Damage, Ref, Store
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 _CHUNK = 1 << 20
-_RESUME_WITHIN = 24 * 3600.0  # seconds for which an interrupted run's results count
 _OURS = frozenset({"format", "blobs", "refs", "pins", "staging", "quarantine", "gate", "lock", "names", "verified"})
 
 
@@ -34,6 +35,9 @@ class Problem:
     what: str
     models: tuple[str, ...] = ()
     moved_to: Path | None = None
+
+
+Suspect = tuple[Problem, Callable[[], bool] | None]  # with what tells if it is wrong for certain; None: it stays
 
 
 @dataclass
@@ -56,20 +60,32 @@ def verify(
     """
     if not os.path.lexists(store.root):
         return Report()
-    with os_errors("verify", store.root), store.reading(), _Journal(store.root / "verified", resume) as journal:
-        check = _Check(store, repair, journal, progress)
-        check.blobs(n_threads or min(4, os.cpu_count() or 1))
-        check.names()
-        check.foreign()
+    with os_errors("verify", store.root), Journal(store.root / "verified", resume) as journal:
+        check = _Check(store, journal, progress)
+        with store.reading():
+            check.blobs(n_threads or min(4, os.cpu_count() or 1))
+            check.names()
+            check.foreign()
+        if repair and check.suspects:
+            with store.collecting():  # nobody heals or uses what is about to be moved
+                check.report.problems = list(_repaired(store, check.suspects))
         journal.finish()
     return check.report
 
 
+def _repaired(store: Store, suspects: list[Suspect]) -> Iterator[Problem]:
+    """Looks at each again, for it may have been healed meanwhile, and moves what is wrong for certain."""
+    folder = store.quarantine / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    for problem, is_wrong in suspects:
+        is_certain = is_wrong is not None and is_wrong()
+        yield replace(problem, moved_to=_quarantine(store, folder, problem.path)) if is_certain else problem
+
+
 class _Check:
-    def __init__(self, store: Store, repair: bool, journal: _Journal, progress: Progress | None) -> None:
+    def __init__(self, store: Store, journal: Journal, progress: Progress | None) -> None:
         self.report = Report()
-        self._store, self._repair, self._journal, self._progress = store, repair, journal, progress
-        self._folder = store.quarantine / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        self.suspects: list[Suspect] = []
+        self._store, self._journal, self._progress = store, journal, progress
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._done = self._total = 0
@@ -82,9 +98,9 @@ class _Check:
         self.report.n_blobs = len(found)
         with ThreadPoolExecutor(n_threads) as pool:
             try:
-                for digest, what, is_certain in pool.map(self._check_blob, sorted(found, key=lambda blob: -blob[1])):
+                for digest, what in pool.map(self._check_blob, sorted(found, key=lambda blob: -blob[1])):
                     if what:
-                        self._lose(digest, what, is_certain)
+                        self._lose(digest, what)
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -97,19 +113,19 @@ class _Check:
                 if isinstance(found, Ref):
                     self._layers(found)
                 else:
-                    self._name(found)
+                    self._name(refs, found)
 
     def foreign(self) -> None:
         """What is in the store and not the store's: nobody reads it, and gc leaves it."""
         for entry, digest in self._store.blobs.names():
             if digest is None:
-                self._found(Path(entry.path), "a foreign file: no blob has such a name")
+                self._found(Path(entry.path), "a foreign file: no blob has such a name", _always)
         for refs in (self._store.refs, self._store.pins):
             for path in refs.foreign():
-                self._found(path, "a foreign entry: no model can have that name")
+                self._found(path, "a foreign entry: no model can have that name", _always)
         for path in sorted(self._store.root.iterdir()):
             if path.name not in _OURS:
-                self._found(path, "a foreign file in the store's folder")
+                self._found(path, "a foreign file in the store's folder", _always)
 
     def _named_blobs(self) -> Iterator[tuple[Digest, int]]:
         for entry, digest in self._store.blobs.names():
@@ -124,25 +140,36 @@ class _Check:
             else:
                 self._lose(digest, f"{blobs.kind(status.st_mode)} where a blob should be")
 
-    def _check_blob(self, blob: tuple[Digest, int]) -> tuple[Digest, str, bool]:
-        """(digest, what is wrong with it, if anything, and whether that is certain)."""
+    def _check_blob(self, blob: tuple[Digest, int]) -> tuple[Digest, str]:
+        """(digest, what is wrong with it, if anything)."""
         digest, size = blob
         path = self._store.blobs.path(digest)
         if self._journal.has(path, digest):
             self._advance(size, resumed=1)
-            return digest, "", True
+            return digest, ""
         try:
             found = self._hash(path)
         except FileNotFoundError:  # quarantined by another verify
-            return digest, "", True
+            return digest, ""
         except OSError as error:
-            return digest, f"cannot be read: {error.strerror}", False
+            return digest, f"cannot be read: {error.strerror}"
         if self._stopped.is_set():
-            return digest, "", True
+            return digest, ""
         if found != digest.hex:
-            return digest, f"damaged: its bytes hash to sha256:{found}", True
+            return digest, f"damaged: its bytes hash to sha256:{found}"
         self._journal.add(path, digest)
-        return digest, "", True
+        return digest, ""
+
+    def _is_bad(self, digest: Digest) -> bool:
+        """Whether the blob is certainly no good; a disk that cannot read it now may read it the next time."""
+        path = self._store.blobs.path(digest)
+        try:
+            self._store.blobs.stat(digest)
+            return self._hash(path) != digest.hex
+        except Corrupt:
+            return True
+        except (OSError, StoreError):
+            return False
 
     def _hash(self, path: Path) -> str:
         sha = hashlib.sha256()
@@ -164,74 +191,45 @@ class _Check:
         for layer in ref.manifest:
             if layer.digest in self._lost:
                 continue
-            path = self._store.blobs.path(layer.digest)
             try:
                 size = self._store.blobs.stat(layer.digest).st_size
-            except NotFound:
-                self._lose(layer.digest, "missing")
             except StoreError as error:
-                self._lose(layer.digest, error.message, isinstance(error, Corrupt))
+                self._lose(layer.digest, "missing" if isinstance(error, NotFound) else error.message)
             else:
                 if size != layer.size:
                     what = f"has {size} bytes where the manifest of {ref.name.short} says {layer.size}"
-                    self.report.problems.append(Problem(path, what, (ref.name.short,)))
+                    self._found(self._store.blobs.path(layer.digest), what, None, (ref.name.short,))
 
-    def _name(self, damage: Damage) -> None:
+    def _name(self, refs: Refs, damage: Damage) -> None:
         models = (damage.name.short,) if damage.name else ()
-        self._found(damage.path, damage.problem, models, damage.is_certain)
+        self._found(damage.path, damage.problem, lambda: _is_torn(self._store, refs, damage), models)
 
-    def _lose(self, digest: Digest, what: str, is_certain: bool = True) -> None:
+    def _lose(self, digest: Digest, what: str) -> None:
         self._lost.add(digest)
-        self._found(self._store.blobs.path(digest), what, tuple(sorted(self._needed_by.get(digest, ()))), is_certain)
+        models = tuple(sorted(self._needed_by.get(digest, ())))
+        self._found(self._store.blobs.path(digest), what, lambda: self._is_bad(digest), models)
 
-    def _found(self, path: Path, what: str, models: tuple[str, ...] = (), is_certain: bool = True) -> None:
-        moved_to = _quarantine(self._store, self._folder, path) if self._repair and is_certain else None
-        self.report.problems.append(Problem(path, what, models, moved_to))
+    def _found(self, path: Path, what: str, is_wrong: Callable[[], bool] | None, models: tuple[str, ...] = ()) -> None:
+        problem = Problem(path, what, models)
+        self.report.problems.append(problem)
+        self.suspects.append((problem, is_wrong))
 
 
-class _Journal:
-    """Which blobs an interrupted verify found good: lines of digest, size, mtime and ctime in one file."""
+def _is_torn(store: Store, refs: Refs, damage: Damage) -> bool:
+    """Whether the name is certainly no good."""
+    if damage.name is None:
+        return damage.is_certain
+    try:
+        store.load(refs, damage.path)
+    except Corrupt:
+        return True
+    except StoreError:
+        pass
+    return False
 
-    def __init__(self, path: Path, resume: bool) -> None:
-        self._path = path
-        self._mutex = threading.Lock()
-        self._good = self._load() if resume else set()
-        self._fd = -1
 
-    def __enter__(self) -> _Journal:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (0 if self._good else os.O_TRUNC)
-        with suppress(OSError):  # a store that cannot be written is verified from the start each time
-            self._fd = os.open(self._path, flags, 0o644)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.close(self._fd)
-
-    def has(self, path: Path, digest: Digest) -> bool:
-        return bool(self._good) and self._line(path, digest) in self._good
-
-    def add(self, path: Path, digest: Digest) -> None:
-        with self._mutex, suppress(OSError):
-            if self._fd >= 0:
-                os.write(self._fd, f"{self._line(path, digest)}\n".encode())
-
-    def finish(self) -> None:
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
-
-    def _load(self) -> set[str]:
-        try:
-            if time.time() - self._path.stat().st_mtime > _RESUME_WITHIN:
-                return set()
-            return set(self._path.read_text(encoding="ascii", errors="replace").splitlines())
-        except OSError:
-            return set()
-
-    def _line(self, path: Path, digest: Digest) -> str:
-        status = path.lstat()
-        return f"{digest.hex} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+def _always() -> bool:
+    return True
 
 
 def _needed_by(store: Store) -> dict[Digest, set[str]]:

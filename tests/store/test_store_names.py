@@ -142,10 +142,11 @@ def test_names_are_completed(text: str, full: str, short: str) -> None:
 
 @given(st.text(alphabet="aZ09_-.:/@\\ \n\0é+", max_size=24))
 @example("a:b/c")
+@example("library/Z:a")
 def test_a_valid_name_round_trips_and_stays_in_its_folder(text: str) -> None:
     try:
         name = ModelName.parse(text)
     except StoreError:
         return
-    assert ModelName.parse(str(name)) == name
+    assert ModelName.parse(str(name)) == name == ModelName.parse(name.short)
     assert all(part and "/" not in part and ".." not in part and part[0] not in ".-" for part in name.parts)

@@ -106,6 +106,26 @@ def test_a_wrong_size_in_a_manifest_is_found(store: Store, build) -> None:
     assert problem.models == ("tutor:latest",)
 
 
+def test_what_was_healed_meanwhile_is_not_moved(store: Store, build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create beside a long verify may replace what verify found wrong: its good blob and name must stay."""
+    ref = store.write("tutor", build(b"base"))
+    blob, name = store.blob(Digest.of(b"base")), store.refs.locate(ref.name)
+    _spoil(blob, b"bas")
+    name.write_bytes(b"")
+    real = store.collecting
+
+    def heal_first() -> object:
+        store.put(b"base", size=4)
+        store.write("tutor", ref.manifest)
+        return real()
+
+    monkeypatch.setattr(store, "collecting", heal_first)
+    assert {problem.path for problem in verify(store, repair=True).problems} == {blob, name}
+    assert store.read(Digest.of(b"base")) == b"base"
+    assert store.resolve("tutor").digest == ref.digest
+    assert not store.quarantine.exists()
+
+
 def test_what_could_not_be_read_is_reported_and_not_moved(store: Store, build, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write("tutor", build(b"base"))
 
