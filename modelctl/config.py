@@ -63,6 +63,7 @@ class Config:
     max_loaded: int = 3
     max_queue: int = 512
     n_ctx: int = 4096
+    deterministic: bool = False
     origins: tuple[str, ...] = ()  # allowed besides the local ones
 
     @property
@@ -160,6 +161,14 @@ def _whole_number(value: object) -> int:
     return int(text)
 
 
+def _switch(value: object) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    text = str(value).strip().lower()
+    if text not in words:
+        raise BadRequest(f"expected 1 or 0, got {value!r}")
+    return words[text]
+
+
 def _address(value: object) -> Address:
     return parse_address(str(value))
 
@@ -185,6 +194,7 @@ SETTINGS: Mapping[str, Setting] = {
     "context_length": Setting(
         "n_ctx", _whole_number, "tokens of context for one answer, where the model has no num_ctx"
     ),
+    "deterministic": Setting("deterministic", _switch, "1: the same seed gives the same bits in any company; slower"),
     "origins": Setting("origins", _origins, "web origins allowed besides the local ones, with commas between"),
 }
 
