@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelctl import config
-from modelctl.cli import term
+from modelctl.cli import modelfiles, term
 from modelctl.cli.adapters import rule, short
 from modelctl.cli.options import open_store
 from modelctl.errors import BadRequest, UsageError
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from modelctl.model import Model
     from modelctl.parser import Modelfile
     from modelctl.store import ModelName
-
-MAX_MODELFILE = 64 << 20  # bytes; a TEMPLATE or LICENSE of that size would be a mistake too
 
 
 def register(app: typer.Typer) -> None:
@@ -55,10 +51,10 @@ def _read(file: str) -> tuple[Modelfile, Path]:
     """The Modelfile and the folder that its relative paths start in."""
     from modelctl import parser
 
-    if file == "-":
-        return parser.parse(parser.decode(sys.stdin.buffer.read(), "stdin"), "stdin"), _here()
-    data = _bytes(Path(file).expanduser())
-    return parser.parse(parser.decode(data, file), file), _here() / Path(file).expanduser().parent
+    data = modelfiles.read(file)
+    name = "stdin" if file == modelfiles.STDIN else file
+    folder = Path() if file == modelfiles.STDIN else Path(file).parent
+    return parser.parse(parser.decode(data, name), name), _here() / folder
 
 
 def _here() -> Path:
@@ -66,37 +62,6 @@ def _here() -> Path:
         return Path.cwd()
     except FileNotFoundError:
         raise BadRequest("the current folder does not exist any more", hint="cd to another one") from None
-
-
-def _bytes(path: Path) -> bytes:
-    """Opened without waiting: a FIFO or a device must not hang us."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _no_modelfile(path, error) from None
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        raise _not_a_file(path, mode)
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_MODELFILE + 1)
-    if len(data) > MAX_MODELFILE:
-        raise BadRequest(f"{path} is larger than {term.size(MAX_MODELFILE)}: not a Modelfile")
-    return data
-
-
-def _not_a_file(path: Path, mode: int) -> UsageError:
-    if stat.S_ISDIR(mode):
-        return UsageError(f"{path} is a folder", hint=f"name the file: modelctl create -f {path / 'Modelfile'}")
-    return UsageError(f"{path} is not a regular file", hint="to read a Modelfile from a pipe: modelctl create -f -")
-
-
-def _no_modelfile(path: Path, error: OSError) -> BadRequest:
-    if not isinstance(error, FileNotFoundError):
-        return BadRequest(f"cannot read {path}: {error.strerror}")
-    if str(path) == "Modelfile":
-        return UsageError("no Modelfile in this folder", hint="name one: modelctl create -f PATH")
-    return UsageError(f"no such file: {path}", hint="-f takes the path of a Modelfile")
 
 
 def _name(given: str, folder: Path) -> ModelName:

@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 
 from modelctl.cli import term
-from modelctl.errors import NotFound
-
-STDIN = "-"
+from modelctl.cli.modelfiles import STDIN, read
 
 File = Annotated[str, typer.Option("-f", "--file", metavar="PATH", help="the Modelfile; - reads stdin")]
 Fix = Annotated[bool, typer.Option("--fix", help="rewrite it in canonical form; comments are kept")]
@@ -31,7 +29,7 @@ def lint(file: File = "Modelfile", fix: Fix = False) -> None:
     """
     from modelctl.parser import decode, parse, warnings
 
-    data = _read(file)
+    data = read(file)
     name = "stdin" if file == STDIN else file
     text = decode(data, name)
     found = warnings(parse(text, name))  # raises with every problem
@@ -56,15 +54,6 @@ def _fix(file: str, data: bytes, text: str) -> None:
         term.note(f"{file}: rewritten")
     else:
         term.note(f"{file}: in canonical form already")
-
-
-def _read(file: str) -> bytes:
-    if file == STDIN:
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"no such file: {file}", hint="name it: modelctl lint -f PATH") from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -45,7 +45,8 @@ def test_a_bad_modelfile(text: str, said: tuple[str, ...], work: Path, cli: Cli)
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["create", "-f", "gone"], 2, ("gone",)),
+        (["create", "-f", "gone"], 1, ("gone",)),
+        (["lint", "-f", "/dev/zero"], 2, ("not a regular file",)),
         (["create", "-f", "."], 2, ("is a folder", "Modelfile")),
         (["create", "-f", "/dev/zero"], 2, ("not a regular file", "-f -")),
         (["create", "-f", "base.gguf"], 1, ("GGUF", "FROM base.gguf")),

@@ -155,7 +155,7 @@ def test_a_terminal_that_cannot_show_a_character(work: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code"), [(["list"], 0), (["create", "x"], 2), (["create", "x", "-f", "-"], 1), (["show"], 0)]
+    ("args", "code"), [(["list"], 0), (["create", "x"], 1), (["create", "x", "-f", "-"], 1), (["show"], 0)]
 )
 def test_a_current_folder_that_is_gone(args: list[str], code: int, tutor: str, tmp_path: Path) -> None:
     leave = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m modelctl "$@"'
