@@ -279,13 +279,27 @@ class LoraChange(Request, kw_only=True):
     """POST /api/lora-adapters: listed adapters change, unlisted ones keep their scale; one bad entry changes nothing.
 
     `reset` starts from the defaults instead of the current scales. `model` may be left out while one model is loaded.
+    `lora_update` "now": answers under way change too, at their next token, unless their request chose a mix.
     """
 
     adapters: list[LoraScale]
     model: str = ""
     reset: bool = False
+    lora_update: str | None = None  # "next" (the default) or "now"
 
 
 class LoraReply(msgspec.Struct):
     model: str
     adapters: list[LoraAdapter]
+
+
+class LlamaAdapter(msgspec.Struct):
+    """llama-server's form. Its `path` is the adapter's name here: clients have no business with our files."""
+
+    id: int
+    path: str
+    scale: float
+
+
+class Success(msgspec.Struct):
+    success: bool

@@ -19,6 +19,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="default: the only one loaded, else the one used last", metavar="MODEL")
 ]
 
+Now = Annotated[bool, typer.Option("--now", help="answers that are being written change too, at their next word")]
+
 topic = typer.Typer(help="List and rescale a model's adapters, live.", no_args_is_help=True)
 
 
@@ -41,6 +43,7 @@ def list_adapters(
 def set_scales(
     changes: Annotated[list[str], typer.Argument(metavar="ADAPTER=SCALE", help="0=1.0 json=0.2: index or name")],
     model: ModelOption = "",
+    now: Now = False,
     as_json: Json = False,
 ) -> None:
     """Change scales for all requests from now on. Adapters that are not named keep theirs."""
@@ -48,16 +51,21 @@ def set_scales(
 
     scales = [native.LoraScale(name=name, scale=scale) for name, scale in typed_mix(changes).items()]
     client, target = _target(model)
-    _print(client.set_lora(native.LoraChange(model=target, adapters=scales)), as_json)
+    _print(client.set_lora(native.LoraChange(model=target, adapters=scales, lora_update=_update(now))), as_json)
 
 
 @topic.command()
-def reset(model: ModelOption = "", as_json: Json = False) -> None:
+def reset(model: ModelOption = "", now: Now = False, as_json: Json = False) -> None:
     """Set every adapter back to the scale its Modelfile gives it."""
     from modelctl.api import native
 
     client, target = _target(model)
-    _print(client.set_lora(native.LoraChange(model=target, adapters=[], reset=True)), as_json)
+    change = native.LoraChange(model=target, adapters=[], reset=True, lora_update=_update(now))
+    _print(client.set_lora(change), as_json)
+
+
+def _update(now: bool) -> str | None:
+    return "now" if now else None
 
 
 def _target(name: str) -> tuple[Client, str]:

@@ -26,10 +26,9 @@ class Mixes:
         identity, scales = self._current.get(model.name, ((), {}))
         return dict(scales) if identity == _identity(model) else model.default_scales()
 
-    def change(self, model: Model, lora: Lora, *, reset: bool = False) -> dict[str, float]:
-        """Listed adapters change, the others keep theirs (with `reset`: their defaults). All or nothing."""
-        start = model.default_scales() if reset else self.current(model)
-        scales = model.scales(named(lora), start)
+    def change(self, model: Model, lora: Lora, *, start: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Listed adapters change, the others keep theirs, or what they have in `start`. All or nothing."""
+        scales = model.scales(named(lora), self.current(model) if start is None else start)
         self._current[model.name] = _identity(model), scales
         return dict(scales)
 

@@ -17,13 +17,14 @@ def tutor() -> Model:
     return replace(model, adapters=(math, replace(science, scale=0.5)))
 
 
-def test_listed_change_unlisted_keep_and_reset_starts_from_the_defaults(tutor: Model) -> None:
+def test_listed_change_and_unlisted_keep_theirs_or_what_the_start_says(tutor: Model) -> None:
     mixes = Mixes()
     assert mixes.current(tutor) == {"math": 0.0, "science": 0.5}
     mixes.change(tutor, {"0": 1.0})
     assert mixes.change(tutor, {"science": -2}) == {"math": 1.0, "science": -2.0}
     assert mixes.current(tutor) == {"math": 1.0, "science": -2.0}
-    assert mixes.change(tutor, {"math": 3}, reset=True) == {"math": 3.0, "science": 0.5}
+    assert mixes.change(tutor, {"math": 3}, start=tutor.default_scales()) == {"math": 3.0, "science": 0.5}
+    assert mixes.change(tutor, {"math": 2}, start={}) == {"math": 2.0, "science": 0.0}
 
 
 def test_a_refused_change_changes_nothing(tutor: Model) -> None:
