@@ -83,7 +83,7 @@ class Lane:
 
     def _admit(self) -> None:
         while len(self.running) < self.n_parallel:
-            sequence = self.scheduler.admit(self.waiting, self.running)
+            sequence = self.scheduler.admit(self.waiting, self.running, time.perf_counter_ns())
             if sequence is None or not self._has_room(sequence):
                 return
             self.waiting.remove(sequence)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from modelctl.runner.sequence import Scales, Sequence
 
 MIN_QUANTUM = 0.1  # seconds
+PATIENCE = 10_000_000_000  # nanoseconds
 RESERVES_PER_QUANTUM = 10  # at most a tenth of the time goes into changing adapters
 
 
@@ -40,11 +41,14 @@ class Scheduler:
     def quantum(self) -> float:
         return max(MIN_QUANTUM, RESERVES_PER_QUANTUM * self.reserve_cost)
 
-    def admit(self, waiting: Many[Sequence], running: Many[Sequence]) -> Sequence | None:
-        """The one to admit next: of the mix with the fewest running, the first to arrive. No crowd on one mix keeps
-        another out."""
+    def admit(self, waiting: Many[Sequence], running: Many[Sequence], now: int) -> Sequence | None:
+        """The one to admit next: of the mix with the fewest running, the first to arrive, so that no crowd on one mix
+        keeps another out; but whoever has waited for `PATIENCE` comes first. `now` and arrivals are nanoseconds."""
         if not waiting:
             return None
+        eldest = min(waiting, key=lambda s: s.arrived)
+        if now - eldest.arrived > PATIENCE:
+            return eldest
         counts: dict[Scales, int] = {}
         for sequence in running:
             counts[sequence.scales] = counts.get(sequence.scales, 0) + 1

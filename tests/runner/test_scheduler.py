@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from modelctl.runner.scheduler import MIN_QUANTUM, Scheduler
+from modelctl.runner.scheduler import MIN_QUANTUM, PATIENCE, Scheduler
 from modelctl.runner.sequence import Scales, Sequence
 from tests.runner.conftest import MakeSequence
 
@@ -75,6 +75,14 @@ def test_admission_prefers_the_mix_with_the_fewest_running(make: MakeSequence) -
     running = [make([1], mix="a") for _ in range(3)]
     crowd = [make([1], mix="a") for _ in range(50)]
     lone = make([1], mix="b")
-    assert Scheduler().admit([*crowd, lone], running) is lone
-    assert Scheduler().admit(crowd, running) is crowd[0]
-    assert Scheduler().admit([], running) is None
+    assert Scheduler().admit([*crowd, lone], running, now=100) is lone
+    assert Scheduler().admit(crowd, running, now=100) is crowd[0]
+    assert Scheduler().admit([], running, now=100) is None
+
+
+def test_new_mixes_without_end_cannot_keep_one_request_waiting_for_ever(make: MakeSequence) -> None:
+    running = [make([1], mix="a") for _ in range(3)]
+    unlucky = make([1], mix="a")
+    fresh = [make([1], mix=f"new{i}") for i in range(5)]
+    assert Scheduler().admit([unlucky, *fresh], running, now=PATIENCE // 2) is fresh[0]
+    assert Scheduler().admit([unlucky, *fresh], running, now=2 * PATIENCE) is unlucky
