@@ -91,7 +91,9 @@ def du(as_json: Json = False) -> None:
         term.table(("NAME", "SIZE", "OWN", "SHARED"), [_usage_row(model) for model in models])
         term.say()
     term.say(f"{term.size(found.n_bytes)} in all")
-    term.say(f"{term.size(found.n_garbage)} in {_count(found.n_garbage_blobs, 'blob')} belong to no model: modelctl gc")
+    if found.n_garbage_blobs:
+        blobs = _count(found.n_garbage_blobs, "blob")
+        term.say(f"{term.size(found.n_garbage)} of it in {blobs} that no model needs; to free it: modelctl gc")
     if found.n_staged:
         term.say(f"{term.size(found.n_staged)} half-written, by a command that still runs or was killed")
     if found.n_quarantined:

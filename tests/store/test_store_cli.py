@@ -86,7 +86,7 @@ def test_du(run: Run, store: Store, build) -> None:
     store.put(bytes(7000))
     code, out, _ = run("du")
     assert code == 0
-    assert "7.0 KB in 1 blob belong to no model: modelctl gc" in out
+    assert "7.0 KB of it in 1 blob that no model needs" in out
     found = json.loads(run("du", "--json")[1])
     assert {model["name"] for model in found["models"]} == {"one:latest", "two:latest"}
     assert all(model["shared"] == 50_002 for model in found["models"])
