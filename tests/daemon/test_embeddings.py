@@ -19,7 +19,7 @@ TEXTS = ["The cat sleeps on the mat.", "A cat is sleeping on a mat.", "Interest 
 
 
 def dot(a: Any, b: Any) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    return float(sum(x * y for x, y in zip(a, b, strict=True)))
 
 
 def test_the_ollama_client(daemon: Daemon) -> None:
@@ -72,11 +72,10 @@ def test_a_mix_changes_the_vectors_and_scale_zero_does_not(daemon: Daemon) -> No
 def test_fewer_dimensions_have_norm_one_again(daemon: Daemon) -> None:
     body = {"model": "plain", "input": TEXTS[0]}
     whole = daemon.post("/api/embed", body).json()["embeddings"][0]
-    for path, found in (
-        ("/api/embed", lambda reply: reply["embeddings"][0]),
-        ("/v1/embeddings", lambda reply: reply["data"][0]["embedding"]),
-    ):
-        few = found(daemon.post(path, {**body, "dimensions": 64}).json())
+    for path, where in (("/api/embed", ("embeddings", 0)), ("/v1/embeddings", ("data", 0, "embedding"))):
+        few = daemon.post(path, {**body, "dimensions": 64}).json()
+        for key in where:
+            few = few[key]
         assert len(few) == 64 and math.hypot(*few) == pytest.approx(1)
         assert dot(few, whole[:64]) == pytest.approx(math.hypot(*whole[:64]))
         for bad in (0, 577):
@@ -92,6 +91,7 @@ def test_too_long_is_cut_unless_that_is_refused(daemon: Daemon) -> None:
 
 
 def test_no_input_loads_and_odd_input_is_refused(daemon: Daemon) -> None:
+    nothing: dict[str, Any]
     for nothing in ({}, {"input": None}, {"input": ""}, {"input": []}):
         assert daemon.post("/api/embed", {"model": "plain", **nothing}).json()["embeddings"] == []
         assert daemon.post("/v1/embeddings", {"model": "plain", **nothing}).status_code == 400
