@@ -57,10 +57,15 @@ class Engine:
         self.n_ctx = min(load.n_ctx or self.base.n_ctx_train, self.base.n_ctx_train)
         n_threads = load.n_threads or physical_cores()
         self.threads = Threads(n_threads, fixed=load.n_threads > 0)
-        self.shared = self._shared_lane()
-        self.embedder: Embedder | None = None  # likewise made when first asked for
-        self.exact: Lane | None = None  # made when first asked for: it costs a KV cache of its own
-        self.attach(load.adapters)
+        self.embedder: Embedder | None = None  # this and the next are made when first asked for
+        self.exact: Lane | None = None  # costs a KV cache of its own
+        self._contexts: list[Context] = []
+        try:
+            self.shared = self._shared_lane()
+            self.attach(load.adapters)
+        except BaseException:
+            self.close()
+            raise
         self.load_ns = time.perf_counter_ns() - started
 
     def _shared_lane(self) -> Lane:
@@ -228,8 +233,8 @@ class Engine:
         }
 
     def close(self) -> None:
-        for lane in self.lanes:
-            lane.context.close()
+        for context in self._contexts:
+            context.close()
         if self.embedder:
             self.embedder.close()
         self.base.close()

@@ -79,6 +79,8 @@ class Lane:
         """End what was cancelled."""
         now = time.perf_counter_ns()
         gone = [s for s in (*self.running, *self.waiting) if s.cancelled]
+        for sequence in gone:
+            sequence.logprobs = []
         return [self._finish(sequence, "cancel", "", now) for sequence in gone]
 
     def _admit(self) -> None:
@@ -158,6 +160,7 @@ class Lane:
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None
         sequence.first = sequence.first or now
+        sequence.logprobs = []
         if token in self.base.eog:
             return self._finish(sequence, "stop", sequence.text.finish(), now)
         sequence.tokens.append(token)

@@ -101,7 +101,7 @@ class Preparer:
         try:
             sampler = Sampler(self.base, sampling.chain(request.sampling), request.sampling.grammar)
         except LoadFailed as error:
-            raise BadRequest(error.message, hint="see the daemon's log for llama.cpp's own words") from error
+            raise BadRequest(error.message, hint="llama.cpp's own words are in the log") from error
         last_n = request.sampling.repeat_last_n
         for token in tokens[-last_n:] if last_n > 0 else tokens if last_n < 0 else []:
             sampler.accept(token)

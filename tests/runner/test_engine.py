@@ -148,10 +148,12 @@ def test_logprobs_name_the_token_and_its_rivals(engine: Harness) -> None:
     frames = []
     collect = engine.engine._emit
     engine.engine._emit = lambda frame: (frames.append(frame), collect(frame))[1]  # type: ignore[func-returns-value]
-    engine.ask(SPAIN, n=3, logprobs=4)
+    engine.ask(SPAIN, {"pirate": 1.0}, n=60, logprobs=4)
     engine.engine._emit = collect
+    done = engine.done[engine.last]
+    assert done.reason == "stop"
     entries = [entry for step in frames for delta in step.deltas for entry in delta.logprobs]
-    assert len(entries) >= 3
+    assert len(entries) == done.eval_tokens
     for entry in entries:
         assert len(entry.top) == 4
         assert entry.logprob == entry.top[0].logprob <= 0, "greedy takes the most likely"
