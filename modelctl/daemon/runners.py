@@ -7,6 +7,7 @@ taken there, never on what was read before an await.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import Counter
@@ -16,13 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelctl.config import Config
+from modelctl.daemon.metrics import BaseState
 from modelctl.daemon.residents import Deaths, Resident, Tenant, load_fields, next_to_go
 from modelctl.daemon.runner_process import RunnerProcess
-from modelctl.errors import Busy
+from modelctl.errors import Busy, RunnerDied
 from modelctl.model import Model
 from modelctl.runner.frames import AdapterFile, Load, Ready
 
 log = logging.getLogger("modelctl.daemon")
+
+STATS_TIMEOUT = 5.0  # seconds; a runner answers between two steps
 
 Spawn = Callable[..., RunnerProcess]
 
@@ -101,6 +105,22 @@ class Runners:
             if resident.ready is not None
         ]
         return sorted(found, key=lambda entry: (-entry.expires, entry.model.name))
+
+    async def states(self) -> list[BaseState]:
+        """Every base that was ever loaded, with what its runner counts while it is there."""
+        return await asyncio.gather(*(self._state(base) for base in list(self._load_counts)))
+
+    async def _state(self, base: str) -> BaseState:
+        resident = self._residents.get(base)
+        loads = self._load_counts[base]
+        if resident is None:
+            return BaseState(base, (), (), 0, loads, {})
+        models = [tenant.model for tenant in resident.tenants.values()]
+        adapters = tuple(adapter for model in models for adapter in model.adapters)
+        stats: dict[str, Any] = {}
+        with contextlib.suppress(TimeoutError, RunnerDied):
+            stats = (await asyncio.wait_for(resident.process.stats(), STATS_TIMEOUT)).values
+        return BaseState(base, tuple(model.name for model in models), adapters, resident.users, loads, stats)
 
     async def stop(self, name: str) -> bool:
         """The name is not kept loaded: gone now, or, while it is used, right after. False when it was not loaded."""

@@ -14,6 +14,7 @@ import msgspec
 
 from modelctl.api.native import Lora
 from modelctl.config import Config, parse_duration
+from modelctl.daemon.metrics import Metrics
 from modelctl.daemon.mixes import Mixes, chosen
 from modelctl.daemon.runners import Lease, Runners
 from modelctl.daemon.streams import Stream
@@ -63,6 +64,7 @@ class Service:
         self.store = store
         self.runners = runners
         self.mixes = Mixes()
+        self.metrics = Metrics()
         self._answering: set[Job] = set()
 
     async def model(self, name: str) -> Model:

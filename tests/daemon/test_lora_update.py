@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -31,7 +32,7 @@ def scales(daemon: Daemon) -> list[float]:
     return [adapter["scale"] for adapter in listed]
 
 
-def told(daemon: Daemon, model: str, change: Callable[[], None]) -> tuple[str, str, dict[str, float]]:
+def told(daemon: Daemon, model: str, change: Callable[[], object]) -> tuple[str, str, dict[str, float]]:
     """What a streamed story said before and after `change`, and the mix it ended with."""
     body = {"model": model, **STORY}
     with daemon.post("/api/chat", body, stream=True) as response:
@@ -56,9 +57,8 @@ def test_an_answer_under_way_becomes_a_pirate(shouting: Daemon) -> None:
 def test_who_chose_a_mix_keeps_it_and_so_do_all_without_now(shouting: Daemon) -> None:
     change = {"model": "tutor", "adapters": [{"id": 0, "scale": 1}, {"id": 2, "scale": 0}]}
     for model, fields in (("tutor+shout", {"lora_update": "now"}), ("tutor", {"lora_update": "next"}), ("tutor", {})):
-        _, after, mix = told(
-            shouting, model, lambda fields=fields: shouting.post("/api/lora-adapters", {**change, **fields})
-        )
+        post = functools.partial(shouting.post, "/api/lora-adapters", {**change, **fields})
+        _, after, mix = told(shouting, model, post)
         assert mix == {"shout": 1.0} and "yarrr" not in after.lower(), (model, fields)
         shouting.post("/lora-adapters?model=tutor", [{"id": 2, "scale": 1}])
 
