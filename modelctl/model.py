@@ -182,7 +182,7 @@ def resolve(store: Store, name: str) -> Ref:
     except (stores.InvalidName, stores.InvalidDigest) as error:
         raise BadRequest(error.message, hint=error.hint) from None
     except stores.NotFound:
-        raise NotFound(f"no model {name!r}", hint=_other_names(store, name)) from None
+        raise NotFound(f"model {name!r} not found", hint=_other_names(store, name)) from None  # Ollama's words
     except stores.StoreError as error:
         raise ModelctlError(error.message, hint=error.hint) from None
 

@@ -343,7 +343,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
     store_tutor(base, adapters, tmp_path)
     monkeypatch.chdir(tmp_path)
     for args, options, error, said in [
-        (("tuter",), {}, NotFound, "no model 'tuter'"),
+        (("tuter",), {}, NotFound, "model 'tuter' not found"),
         (("tutor+maths",), {}, NotFound, "no adapter 'maths'"),
         (("nowhere.gguf",), {}, BadRequest, "nowhere.gguf: no such file"),
         ((adapters["json"],), {}, BadRequest, "adapter"),

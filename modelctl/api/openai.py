@@ -177,10 +177,14 @@ class EmbeddingReply(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct, omit_defaults=True):
+    """`root` and `parent`, as vLLM has them: an adapter's digest, and the model that it belongs to."""
+
     id: str
     created: int
     owned_by: str
     object: str = msgspec.field(default_factory=lambda: "model")
+    root: str | None = None
+    parent: str | None = None
 
 
 class ModelList(msgspec.Struct):

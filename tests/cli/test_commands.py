@@ -146,7 +146,7 @@ def test_cp_and_rm(tutor: str, cli: Cli) -> None:
 
 
 def test_rm_removes_all_or_none(tutor: str, cli: Cli) -> None:
-    cli("rm", "tutor", "nosuch").clear_error("no model 'nosuch'")
+    cli("rm", "tutor", "nosuch").clear_error("model 'nosuch' not found")
     assert "tutor" in cli("list").out
 
 

@@ -20,9 +20,9 @@ from modelctl.daemon.answers import timestamp
 from modelctl.daemon.bodies import read, reply
 from modelctl.daemon.routes import lora, service
 from modelctl.daemon.runners import Loaded
-from modelctl.errors import BadRequest, ModelctlError
-from modelctl.model import Model
-from modelctl.store import ModelName, Store, StoreError
+from modelctl.errors import BadRequest, ModelctlError, NotFound
+from modelctl.model import Model, resolve
+from modelctl.store import ModelName, Store
 
 FOR_EVER = 300 * 365 * 86400.0  # seconds ahead; clients want a date
 
@@ -151,8 +151,13 @@ async def copy(request: Request) -> Response:
     for what, name in (("source", asked.source), ("destination", asked.destination)):
         if not name:
             raise BadRequest(f"{what} is required")
-    await asyncio.to_thread(service(request).store.copy, asked.source, asked.destination)
+    await asyncio.to_thread(_copy, service(request).store, asked)
     return Response()
+
+
+def _copy(store: Store, asked: native.CopyRequest) -> None:
+    resolve(store, asked.source)  # so that what is missing is missing in the same words everywhere
+    store.copy(asked.source, asked.destination)
 
 
 async def delete(request: Request) -> Response:
@@ -171,8 +176,10 @@ async def delete(request: Request) -> Response:
 def _remove(store: Store, name: str) -> str:
     """The name as it was stored, whose case may be another."""
     try:
-        short = store.resolve(name).name.short
-    except StoreError:  # a damaged one can be removed all the same
+        short = resolve(store, name).name.short
+    except (BadRequest, NotFound):
+        raise
+    except ModelctlError:  # a damaged one can be removed all the same
         short = ModelName.parse(name).short
     store.remove(name)
     return short

@@ -65,8 +65,11 @@ async def complete(request: Request) -> ASGIApp:
 
 
 async def models(request: Request) -> Response:
-    refs = await asyncio.to_thread(service(request).store.list)
-    return reply(openai.ModelList([_card(ref) for ref in refs]))
+    """The stored names, then the adapters of those that are loaded, each as a model to pick."""
+    desk = service(request)
+    refs = await asyncio.to_thread(desk.store.list)
+    adapters = [card for entry in desk.runners.loaded() for card in _adapter_cards(entry.model)]
+    return reply(openai.ModelList([*map(_card, refs), *adapters]))
 
 
 async def one_model(request: Request) -> Response:
@@ -78,6 +81,15 @@ async def one_model(request: Request) -> Response:
 
 def _card(ref: Ref) -> openai.ModelCard:
     return openai.ModelCard(ref.name.short, int(ref.modified), ref.name.namespace)
+
+
+def _adapter_cards(model: Model) -> list[openai.ModelCard]:
+    name = model.name.removesuffix(":latest")
+    created = int(model.modified)
+    return [
+        openai.ModelCard(f"{name}+{ref.name}", created, "library", root=ref.digest, parent=model.name)
+        for ref in model.adapters
+    ]
 
 
 def _answer(desk: Service, job: Job, asked: openai.SamplingRequest, generation: Generate, *, chat: bool) -> ASGIApp:
