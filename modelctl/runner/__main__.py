@@ -12,8 +12,11 @@ import socket
 import sys
 import threading
 
+import modelctl.template.jinja  # noqa: F401  # here, not at the first prompt: a runner may wait for its base
 from modelctl.errors import LoadFailed, ModelctlError
-from modelctl.runner import frames
+from modelctl.runner import frames, llama
+from modelctl.runner.engine import Engine
+from modelctl.runner.prepare import Preparer
 
 
 def main() -> int:
@@ -47,10 +50,6 @@ class Runner:
             self._sock.sendall(frames.pack(frame))
 
     def serve(self, load: frames.Load) -> int:
-        from modelctl.runner import llama
-        from modelctl.runner.engine import Engine
-        from modelctl.runner.prepare import Preparer
-
         llama.start_backend()
         try:
             self.engine = Engine(load, self.emit)
@@ -82,6 +81,10 @@ class Runner:
                     self.engine.inbox.put(self.preparer.sequence(frame))
                 case frames.Render():
                     self.emit(self.preparer.rendered(frame))
+                case frames.Tokenize():
+                    self.emit(self.preparer.tokenized(frame))
+                case frames.Detokenize():
+                    self.emit(self.preparer.detokenized(frame))
                 case _:
                     self.engine.inbox.put(frame)
         except ModelctlError as error:

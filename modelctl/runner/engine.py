@@ -204,12 +204,14 @@ class Engine:
         """One decode with all of them at scale 1, in a slot that nothing uses."""
         context, cache = self.shared.context, self.shared.cache
         slot = cache.borrow()
+        context.set_threads(1)  # thousands of tiny products: threads would only wait for each other
         context.set_mix(tuple((d, 1.0) for d in digests))
         while not context.decode([max(self.base.bos, 0)] * 2, [0, 1], [slot] * 2, [0, 1]):
             if not cache.evict():
                 raise LoadFailed("no memory is free to try the adapter", hint="try again when less is running")
         finite = bool(np.isfinite(context.logits(1)).all())
         cache.give_back(slot)
+        context.set_threads(self.threads.n)
         return finite
 
     def _fail(self, sequence: Sequence, error: ModelctlError) -> None:

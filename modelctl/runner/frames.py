@@ -106,6 +106,22 @@ class Render(msgspec.Struct, tag="render"):
     n_ctx: int = 0
 
 
+class Tokenize(msgspec.Struct, tag="tokenize"):
+    """Answered by Rendered: the tokens of a bare text."""
+
+    id: int
+    text: str
+    special: bool  # control tokens in the text are such, not what they look like
+    bos: bool  # begin as the model wants texts to begin
+
+
+class Detokenize(msgspec.Struct, tag="detokenize"):
+    """Answered by Rendered: the text of tokens, control tokens included, or Failed."""
+
+    id: int
+    tokens: list[int]
+
+
 class Cancel(msgspec.Struct, tag="cancel"):
     """Answered, like every end, by the Done of that id, with reason "cancel"; unknown ids are ignored."""
 
@@ -134,7 +150,7 @@ class Stats(msgspec.Struct, tag="stats"):
     id: int
 
 
-Request = Attach | Generate | Render | Cancel | Remix | Embed | Stats
+Request = Attach | Generate | Render | Tokenize | Detokenize | Cancel | Remix | Embed | Stats
 ToRunner = Load | Request
 
 # runner -> daemon

@@ -154,14 +154,14 @@ class Lane:
     def _next(self, sequence: Sequence, row: int, logits: npt.NDArray[np.float32], now: int) -> Delta | None:
         """Sample one token of one sequence and say what it adds to its text."""
         if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
-            logits[list(self.base.eog)] = -np.inf
+            logits[self.base.eog] = -np.inf
         token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
         if not np.isfinite(logits[token]):
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None
         sequence.first = sequence.first or now
         sequence.logprobs = []
-        if token in self.base.eog:
+        if self.base.is_eog(token):
             return self._finish(sequence, "stop", sequence.text.finish(), now)
         sequence.tokens.append(token)
         sequence.n_generated += 1

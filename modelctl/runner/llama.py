@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,18 @@ class Base:
         self.bos: int = lib.llama_vocab_bos(self._vocab)
         self.eos: int = lib.llama_vocab_eos(self._vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
-        self.eog = frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
-        self.control = self._control_tokens()
 
-    def _control_tokens(self) -> frozenset[str]:
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def eog(self) -> list[int]:
+        """All tokens that end a generation."""
+        return [t for t in range(self.n_vocab) if self.is_eog(t)]
+
+    @cached_property
+    def control(self) -> frozenset[str]:
         """The texts that the tokeniser turns into one special token each."""
         texts = (
             lib.llama_vocab_get_text(self._vocab, t)

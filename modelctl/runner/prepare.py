@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelctl import template
 from modelctl.errors import BadRequest, LoadFailed
 from modelctl.runner import grammar, sampling
-from modelctl.runner.frames import Generate, Prompt, Render, Rendered
+from modelctl.runner.frames import Detokenize, Generate, Prompt, Render, Rendered, Tokenize
 from modelctl.runner.llama import Base, Sampler
 from modelctl.runner.sequence import Sequence
 from modelctl.runner.text import TextStream
@@ -28,6 +29,7 @@ class Preparer:
         missing = [digest for digest, _ in request.mix if digest not in self.base.attached]
         if missing:
             raise BadRequest(f"adapter {missing[0][:19]} is not attached")
+        self._check_tokens(request.sampling.logit_bias)
         n_ctx = min(request.n_ctx or self.n_ctx, self.n_ctx)
         n_keep = request.sampling.num_keep
         tokens = self._fit(self.tokens(request.prompt, n_ctx), request, n_ctx)
@@ -52,6 +54,21 @@ class Preparer:
         n_ctx = min(request.n_ctx or self.n_ctx, self.n_ctx)
         pieces = self._pieces(request.prompt, n_ctx)
         return Rendered(request.id, "".join(p.text for p in pieces), self._tokenize(pieces))
+
+    def tokenized(self, request: Tokenize) -> Rendered:
+        tokens = self.base.tokenize(request.text, special=request.special, bos=request.bos)
+        return Rendered(request.id, request.text, tokens)
+
+    def detokenized(self, request: Detokenize) -> Rendered:
+        self._check_tokens(request.tokens)
+        text = b"".join(self.base.piece(token, special=True) for token in request.tokens)
+        return Rendered(request.id, text.decode(errors="replace"), request.tokens)
+
+    def _check_tokens(self, tokens: Iterable[int]) -> None:
+        """llama.cpp ends the process for one that it does not know."""
+        unknown = next((token for token in tokens if not 0 <= token < self.base.n_vocab), None)
+        if unknown is not None:
+            raise BadRequest(f"there is no token {unknown}; this model's are 0 to {self.base.n_vocab - 1}")
 
     def tokens(self, prompt: Prompt, n_ctx: int) -> list[int]:
         return self._tokenize(self._pieces(prompt, n_ctx))
