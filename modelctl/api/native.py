@@ -6,7 +6,7 @@ A stream is one JSON object a line; an error in the middle of a stream is the la
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -170,6 +170,30 @@ class EmbeddingsRequest(EmbeddingRequest, kw_only=True):
 
 class EmbeddingsReply(msgspec.Struct):
     embedding: list[float]
+
+
+# tokens, in llama-server's shape
+
+
+class TokenizeRequest(Request, kw_only=True):
+    content: str
+    model: str = ""  # ours; may be left out while one model is loaded
+    add_special: bool | None = None  # default false: no BOS
+    parse_special: bool | None = None  # default true: control tokens in the text are such
+    with_pieces: bool | None = None  # refused
+
+
+class TokenizeReply(msgspec.Struct):
+    tokens: list[int]
+
+
+class DetokenizeRequest(Request, kw_only=True):
+    tokens: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]], msgspec.Meta(max_length=1 << 17)]
+    model: str = ""
+
+
+class DetokenizeReply(msgspec.Struct):
+    content: str
 
 
 # models

@@ -8,12 +8,12 @@ from starlette.types import ASGIApp
 
 from modelctl.daemon.errors import handle
 from modelctl.daemon.guard import Guard
-from modelctl.daemon.routes import embeddings, generate, lora, metrics, models, openai
+from modelctl.daemon.routes import embeddings, generate, lora, metrics, models, openai, tokens
 from modelctl.daemon.service import Service
 from modelctl.errors import ModelctlError
 from modelctl.store import StoreError
 
-ROUTES = [*models.ROUTES, *generate.ROUTES, *embeddings.ROUTES, *lora.ROUTES, *openai.ROUTES, *metrics.ROUTES]
+ROUTES = [route for topic in (models, generate, embeddings, lora, tokens, openai, metrics) for route in topic.ROUTES]
 
 
 def build(service: Service) -> ASGIApp:

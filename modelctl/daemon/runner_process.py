@@ -23,6 +23,7 @@ from modelctl.runner.frames import (
     Attached,
     Cancel,
     Delta,
+    Detokenize,
     Embed,
     Embedded,
     Failed,
@@ -37,6 +38,7 @@ from modelctl.runner.frames import (
     Stats,
     StatsReply,
     Step,
+    Tokenize,
     ToRunner,
     from_runner,
     pack,
@@ -46,6 +48,7 @@ from modelctl.runner.frames import (
 log = logging.getLogger("modelctl.daemon")
 
 T = TypeVar("T", bound=Answer)
+Question = Attach | Render | Tokenize | Detokenize | Embed | Stats
 
 GRACE = 2.0  # seconds from the end of the socket to SIGKILL
 
@@ -131,6 +134,12 @@ class RunnerProcess:
     async def render(self, prompt: Prompt, n_ctx: int, model: str) -> Rendered:
         return await self._reply(Render(next(self._ids), prompt, n_ctx), Rendered, model)
 
+    async def tokenize(self, text: str, special: bool, bos: bool, model: str) -> Rendered:
+        return await self._reply(Tokenize(next(self._ids), text, special, bos), Rendered, model)
+
+    async def detokenize(self, tokens: list[int], model: str) -> Rendered:
+        return await self._reply(Detokenize(next(self._ids), tokens), Rendered, model)
+
     async def embed(self, inputs: list[str], mix: list[tuple[str, float]], truncate: bool, model: str) -> Embedded:
         return await self._reply(Embed(next(self._ids), inputs, mix, truncate), Embedded, model)
 
@@ -159,7 +168,7 @@ class RunnerProcess:
             stream.ids.append(generation.id)
             self._ask(generation, stream)
 
-    async def _reply(self, frame: Attach | Render | Embed | Stats, kind: type[T], model: str) -> T:
+    async def _reply(self, frame: Question, kind: type[T], model: str) -> T:
         reply = Reply(model)
         self._ask(frame, reply)
         try:
@@ -170,7 +179,7 @@ class RunnerProcess:
             raise ModelctlError(f"the runner answered {type(frame).__name__} with {type(answer).__name__}")
         return answer
 
-    def _ask(self, frame: Generate | Attach | Render | Embed | Stats, pending: Stream | Reply) -> None:
+    def _ask(self, frame: Generate | Question, pending: Stream | Reply) -> None:
         if self._owner is None or self._owner.done() or self.stopping:
             pending.fail(self._obituary(pending.model))
             return

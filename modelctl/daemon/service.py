@@ -150,6 +150,14 @@ class Service:
         async with self._lease(job) as lease:
             return await lease.process.render(prompt, job.n_ctx, job.model.name)
 
+    async def tokenize(self, job: Job, text: str, *, special: bool, bos: bool) -> list[int]:
+        async with self._lease(job) as lease:
+            return (await lease.process.tokenize(text, special, bos, job.model.name)).tokens
+
+    async def detokenize(self, job: Job, tokens: list[int]) -> str:
+        async with self._lease(job) as lease:
+            return (await lease.process.detokenize(tokens, job.model.name)).text
+
     async def load(self, job: Job) -> None:
         """The model is in memory, for as long as its keep_alive says; 0 means it is not."""
         if job.keep_alive == 0:
