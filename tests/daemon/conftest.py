@@ -20,14 +20,18 @@ from modelctl import parser
 from modelctl.create import create
 from modelctl.store import Store
 
-MODELFILE = """\
-FROM {base}
-ADAPTER {pirate} AS pirate
-ADAPTER {json} AS json
-ADAPTER {shout} AS shout
+# One thread: with several, tests on a busy machine spend their time at llama.cpp's barriers.
+PARAMETERS = """
 PARAMETER temperature 0
 PARAMETER num_ctx 1024
+PARAMETER num_thread 1
 """
+MODELFILE = f"""\
+FROM {{base}}
+ADAPTER {{pirate}} AS pirate
+ADAPTER {{json}} AS json
+ADAPTER {{shout}} AS shout
+{PARAMETERS}"""
 
 
 class Quiet:
@@ -50,7 +54,7 @@ def stocked(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.Temp
     """A MODELCTL_HOME with `tutor` (three adapters) and `plain` (the base alone)."""
     home = tmp_path_factory.mktemp("stocked")
     make(home, "tutor", MODELFILE.format(base=base, **adapters))
-    make(home, "plain", f"FROM {base}\nPARAMETER temperature 0\nPARAMETER num_ctx 1024\n")
+    make(home, "plain", f"FROM {base}{PARAMETERS}")
     return home
 
 

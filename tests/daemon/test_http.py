@@ -59,7 +59,8 @@ def test_tags_and_show(daemon: Daemon) -> None:
     assert shown["model_info"]["tokenizer.ggml.tokens"] is None
     assert "ADAPTER" in shown["modelfile"] and "AS pirate" in shown["modelfile"]
     assert shown["capabilities"] == ["completion"] and shown["details"]["format"] == "gguf"
-    assert dict(line.split() for line in shown["parameters"].splitlines()) == {"temperature": "0.0", "num_ctx": "1024"}
+    parameters = dict(line.split() for line in shown["parameters"].splitlines())
+    assert parameters == {"temperature": "0.0", "num_ctx": "1024", "num_thread": "1"}
     assert daemon.post("/api/show", {"name": "tutor"}).json() == shown
 
 

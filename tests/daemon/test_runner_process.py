@@ -28,7 +28,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def started(path: str = "/base", **options: object) -> AsyncIterator[RunnerProcess]:
-    process = RunnerProcess(Load(path), "tutor:latest", command=FAKE, **options)  # type: ignore[arg-type]
+    process = RunnerProcess(Load(path), "tutor:latest", child=partial(Child, FAKE), **options)  # type: ignore[arg-type]
     await process.start()
     try:
         yield process
@@ -176,7 +176,7 @@ def test_death_during_load_has_the_last_words() -> None:
 
 def test_load_timeout_kills_the_child() -> None:
     async def test() -> None:
-        process = RunnerProcess(Load("/hang"), "tutor:latest", command=FAKE, timeout=0.2)
+        process = RunnerProcess(Load("/hang"), "tutor:latest", child=partial(Child, FAKE), timeout=0.2)
         with pytest.raises(LoadFailed, match=r"loading tutor:latest took longer than 0.2 s"):
             await process.start()
         assert not alive(process.pid)
@@ -186,7 +186,7 @@ def test_load_timeout_kills_the_child() -> None:
 
 def test_a_command_that_cannot_run() -> None:
     async def test() -> None:
-        process = RunnerProcess(Load("/base"), "tutor:latest", command=("/nonexistent",))
+        process = RunnerProcess(Load("/base"), "tutor:latest", child=partial(Child, ("/nonexistent",)))
         with pytest.raises(LoadFailed, match="No such file"):
             await process.start()
 
@@ -195,7 +195,7 @@ def test_a_command_that_cannot_run() -> None:
 
 def test_stopped_before_it_started() -> None:
     async def test() -> None:
-        process = RunnerProcess(Load("/base"), "tutor:latest", command=FAKE)
+        process = RunnerProcess(Load("/base"), "tutor:latest", child=partial(Child, FAKE))
         starting = asyncio.create_task(process.start())
         await process.stop()
         with pytest.raises(RunnerDied, match="was stopped"):

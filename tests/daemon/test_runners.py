@@ -56,7 +56,7 @@ def with_runners(**settings: Any) -> Callable[[Callable[[Runners], Awaitable[Non
             spawned: list[RunnerProcess] = []
 
             def spawn(*args: Any, **kwargs: Any) -> RunnerProcess:
-                spawned.append(RunnerProcess(*args, command=FAKE, **kwargs))
+                spawned.append(RunnerProcess(*args, child=partial(Child, FAKE), **kwargs))
                 return spawned[-1]
 
             nowhere = Path("/nonexistent")
