@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from modelctl.daemon.child import RUNNER, Child, describe_exit
+from modelctl.daemon.child import Child, describe_exit
 from modelctl.daemon.streams import Answer, Reply, Stream, failure
 from modelctl.errors import LoadFailed, ModelctlError, RunnerDied
 from modelctl.runner.frames import (
@@ -62,7 +62,7 @@ class RunnerProcess:
         model: str,
         *,
         timeout: float | None = None,
-        command: Sequence[str] = RUNNER,
+        child: Callable[[], Child] = Child,
         on_exit: Callable[[RunnerProcess], None] = lambda _: None,
     ) -> None:
         self.load = load
@@ -70,7 +70,7 @@ class RunnerProcess:
         self.stopping = False
         self.last_words = ""  # how it ended, once it has
         self._timeout = timeout
-        self._command = command
+        self._new_child = child
         self._on_exit = on_exit
         self._ids = itertools.count(1)  # 0 is the Load
         self._pending: dict[int, Stream | Reply] = {}
@@ -88,7 +88,7 @@ class RunnerProcess:
         if self.stopping:
             raise self._obituary(self.model)
         try:
-            self._child = Child(self._command)
+            self._child = self._new_child()
         except OSError as error:
             raise LoadFailed(f"no runner could be started for {self.model}: {error.strerror or error}") from None
         reader, self._writer = await asyncio.open_unix_connection(sock=self._child.socket, limit=1 << 20)

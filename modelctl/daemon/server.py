@@ -11,13 +11,16 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 
 from modelctl import __version__
 from modelctl.config import Config
 from modelctl.daemon.app import build
+from modelctl.daemon.child import Spare
 from modelctl.daemon.protocol import LimitedProtocol
+from modelctl.daemon.runner_process import RunnerProcess
 from modelctl.daemon.runners import Runners
 from modelctl.daemon.service import Service
 from modelctl.errors import ModelctlError, UsageError
@@ -73,7 +76,9 @@ def _cannot_bind(where: str, error: OSError) -> ModelctlError:
 
 
 async def _serve(config: Config, listener: socket.socket) -> None:
-    runners = Runners(config)
+    spare = Spare()
+    spare.refill_later()
+    runners = Runners(config, partial(RunnerProcess, child=spare.take))
     app = build(Service(config, Store(config.store_root), runners))
     settings = uvicorn.Config(
         app,
@@ -95,6 +100,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     try:
         await server.serve(sockets=[listener])
     finally:
+        spare.close()
         await runners.close()
         log.info("stopped")
 

@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from modelctl.daemon import streams
-from modelctl.daemon.child import child_environment
+from modelctl.daemon.child import Child, Spare, child_environment
 from modelctl.daemon.runner_process import RunnerProcess
 from modelctl.errors import BadRequest, LoadFailed, ModelctlError, RunnerDied
 from modelctl.runner.frames import AdapterFile, Generate, Load, Prompt
@@ -279,3 +280,33 @@ def test_environment_keeps_what_the_backends_need() -> None:
     child = child_environment({**kept, "OPENAI_API_KEY": "k", "PYTHONSTARTUP": "/x"})
     assert {key: child[key] for key in kept} == kept
     assert child.keys() - kept.keys() == {"PYTHONPATH", "GGML_NO_BACKTRACE"}
+
+
+def test_a_spare_is_taken_once_and_a_dead_one_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelctl.daemon.child.REFILL_AFTER", 0.01)
+
+    async def scenario() -> None:
+        spare = Spare(FAKE)
+        spare.refill_later()
+        await asyncio.sleep(0.1)
+        waiting = spare._child
+        assert waiting is not None
+        first = spare.take()
+        assert first is waiting
+        await asyncio.sleep(0.1)
+        dead = spare._child
+        assert dead is not None and dead is not first
+        dead.kill()
+        await dead.exited
+        second = spare.take()
+        assert second is not dead
+        await asyncio.sleep(0.1)
+        last = spare._child
+        spare.close()
+        assert last is not None
+        await last.exited
+        for child in (first, second):
+            child.kill()
+            await child.exited
+
+    asyncio.run(scenario())

@@ -8,12 +8,14 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelctl.config import Config
+from modelctl.daemon.child import Child
 from modelctl.daemon.residents import WINDOW, Deaths
 from modelctl.daemon.runner_process import RunnerProcess
 from modelctl.daemon.runners import Runners
