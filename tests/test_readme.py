@@ -13,6 +13,7 @@ import pytest
 from transcript import own_environment
 
 from modelctl import parser
+from modelctl.daemon.app import ROUTES
 from tests.documents import ROOT, Command, Done, checkout, commands, run
 
 RUN = ("README.md", "docs/modelfile.md", "docs/api.md", "docs/store.md", "docs/engine.md")
@@ -83,6 +84,12 @@ def test_the_parameters_are_listed_as_they_are() -> None:
     rows = [tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in text.splitlines() if "|" in line]
     assert [row for row in rows if row[0] in parser.PARAMETERS] == [tuple(row) for row in parser.table()]
     assert all(f"`{name}`" in text for name in parser.deprecated())
+
+
+def test_every_route_is_described() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    paths = [(method, route.path.replace(":path", "")) for route in ROUTES for method in route.methods - {"HEAD"}]
+    assert [f"{method} {path}" for method, path in paths if f"`{method} {path}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", (*RUN, *PROSE))
