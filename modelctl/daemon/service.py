@@ -97,6 +97,8 @@ class Service:
 
         A runner that dies before it said anything is replaced, once: it may have been dead when the request came.
         """
+        if job.follows:
+            job.scales = self.mixes.current(job.model)  # it may have changed since, and from now on we are told
         self._answering.add(job)
         try:
             for last_try in (False, True):

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 
 from modelctl.daemon import answers
-from modelctl.daemon.answers import Answer, joined, timestamp
+from modelctl.daemon.answers import Answer, Later, joined, timestamp
 from modelctl.errors import BadRequest, ModelctlError, RunnerDied
 from modelctl.runner.frames import Delta, Done
 
@@ -108,6 +109,28 @@ def test_a_client_that_leaves_closes_the_deltas(stream: bool) -> None:
     deltas = Deltas("a", hang=True)
     answer(deltas, stream=stream, receive=leave)
     assert deltas.closed
+
+
+def test_a_reply_in_the_making_ends_when_its_client_leaves() -> None:
+    begun, ended = [], []
+
+    async def make() -> Response:
+        begun.append(True)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+        raise AssertionError
+
+    async def leave() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def refuse(message: Any) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(asyncio.wait_for(Later(make)({"type": "http"}, leave, refuse), 10))
+    assert begun == ended == [True]
 
 
 def test_a_client_that_stops_reading_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

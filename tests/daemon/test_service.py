@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from modelctl.config import Config
 from modelctl.daemon.runners import Runners
 from modelctl.daemon.service import Job, Service
 from modelctl.model import Model
-from modelctl.runner.frames import Generate, Prompt
+from modelctl.parser import PARAMETERS
+from modelctl.runner.frames import Generate, Prompt, Sampling
 from modelctl.store import Store
 from tests.daemon.test_runners import make_model, with_runners
 
@@ -79,6 +82,33 @@ async def test_one_that_waits_for_its_model_follows_too(runners: Runners) -> Non
     answering.change(TUTOR, shout=1)
     assert await answering.mix_of(waiting) == [["sha256:shout", 1.0]]
     await answering.end()
+
+
+@with_runners()
+async def test_one_that_was_about_to_start_follows_too(runners: Runners) -> None:
+    answering = Answering(runners)
+    job = answering.begin(TUTOR)  # its task has not run yet
+    answering.change(TUTOR, shout=1)
+    assert await answering.mix_of(job) == [["sha256:shout", 1.0]]
+    await answering.end()
+
+
+def test_every_option_of_sampling_is_a_parameter_with_the_same_default() -> None:
+    beyond = {"logit_bias", "logprobs", "grammar", "json_schema"}  # which requests say in other ways
+    plain = msgspec.structs.asdict(Sampling())
+    named = {name: PARAMETERS[name].default for name in plain if name not in beyond}
+    assert {name: value if value != [] else None for name, value in plain.items() if name not in beyond} == named
+    options: dict[str, Any] = {
+        "deterministic": True,
+        "mirostat": 2,
+        "dry_multiplier": 0.8,
+        "xtc_probability": 0.5,
+        "min_tokens": 3,
+    }
+    options |= {"ignore_eos": True, "stop": ["x"], "top_k": 7}
+    job = Job("tutor", TUTOR, {}, True, TUTOR.check_options(options), 100)
+    sampling = msgspec.structs.asdict(job.generate(Prompt(raw="hi"), logit_bias={5: 1.0}).sampling)
+    assert sampling == {**plain, **options, "logit_bias": {5: 1.0}}
 
 
 @with_runners()
