@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from base64 import b64decode
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -83,9 +84,10 @@ def test_fewer_dimensions_have_norm_one_again(daemon: Daemon) -> None:
             assert refused.status_code == 400 and "from 1 to 576" in refused.text
 
 
-def test_too_long_is_cut_unless_that_is_refused(daemon: Daemon) -> None:
-    body = {"model": "plain", "input": "one two three " * 800}
-    assert daemon.post("/api/embed", body).json()["prompt_eval_count"] <= 2048
+def test_too_long_is_cut_unless_that_is_refused(own_daemon: Callable[..., Daemon]) -> None:
+    daemon = own_daemon()
+    body = {"model": "plain", "input": "one two three " * 800, "options": {"num_ctx": 64}}
+    assert daemon.post("/api/embed", body).json()["prompt_eval_count"] == 64
     refused = daemon.post("/api/embed", {**body, "truncate": False})
     assert refused.status_code == 400 and "the input length exceeds the context length" in refused.json()["error"]
 
