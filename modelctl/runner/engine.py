@@ -55,8 +55,7 @@ class Engine:
         self._emit = emit
         self.base = Base(load.path, n_gpu_layers=load.n_gpu_layers, main_gpu=load.main_gpu, use_mmap=load.use_mmap)
         self.n_ctx = min(load.n_ctx or self.base.n_ctx_train, self.base.n_ctx_train)
-        n_threads = load.n_threads or physical_cores()
-        self.threads = Threads(n_threads, fixed=load.n_threads > 0)
+        self.n_threads = load.n_threads or physical_cores()
         self.embedder: Embedder | None = None  # this and the next are made when first asked for
         self.exact: Lane | None = None  # costs a KV cache of its own
         self._contexts: list[Context] = []
@@ -74,13 +73,16 @@ class Engine:
         n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx)
         context = self._context(n_cells, n_slots, self.load.n_batch)
         cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut)
-        return Lane(self.base, context, cache, n_parallel=n_parallel, threads=self.threads, fail=self._fail)
+        return Lane(self.base, context, cache, n_parallel=n_parallel, threads=self._threads(), fail=self._fail)
 
     def _exact_lane(self) -> Lane:
         n_cells = N_EXACT * (self.n_ctx + N_EXACT)  # each stream with room for dummies
         context = self._context(n_cells, N_EXACT, N_EXACT, unified=False)
         cache = PrefixCache(context, N_EXACT, can_cut=self.base.can_cut, can_share=False)
-        return ExactLane(self.base, context, cache, n_parallel=N_EXACT, threads=self.threads, fail=self._fail)
+        return ExactLane(self.base, context, cache, n_parallel=N_EXACT, threads=self._threads(), fail=self._fail)
+
+    def _threads(self) -> Threads:
+        return Threads(self.n_threads, fixed=self.load.n_threads > 0)
 
     def _context(self, n_cells: int, n_seq: int, n_batch: int, *, unified: bool = True) -> Context:
         n_threads = self.load.n_threads or len(os.sched_getaffinity(0))
@@ -176,7 +178,7 @@ class Engine:
 
     def _embed(self, work: Embed) -> Embedded:
         if self.embedder is None:
-            self.embedder = Embedder(self.base, min(self.n_ctx, N_EMBED), self.threads.n)
+            self.embedder = Embedder(self.base, min(self.n_ctx, N_EMBED), self.n_threads)
         return self.embedder.embed(work)
 
     def attach(self, adapters: Iterable[AdapterFile]) -> None:
@@ -211,7 +213,7 @@ class Engine:
                 raise LoadFailed("no memory is free to try the adapter", hint="try again when less is running")
         finite = bool(np.isfinite(context.logits(1)).all())
         cache.give_back(slot)
-        context.set_threads(self.threads.n)
+        context.set_threads(self.n_threads)
         return finite
 
     def _fail(self, sequence: Sequence, error: ModelctlError) -> None:
@@ -228,7 +230,7 @@ class Engine:
             "cache_hits": sum(cache.n_hits for cache in caches),
             "cache_tokens_saved": sum(cache.n_saved for cache in caches),
             "cache_idle": sum(cache.n_idle for cache in caches),
-            "threads": self.threads.n,
+            "threads": self.shared.threads.n,
             "reserve_ms": round(self.shared.scheduler.reserve_cost * 1e3, 3),
             "attached": sorted(self.base.attached),
             "mixes": [{"mix": list(m), **c} for lane in self.lanes for m, c in lane.by_mix.items()],

@@ -66,7 +66,7 @@ class Lane:
         """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""
         if any(n > 1 for _, n in plan.rows):
             return
-        rows = len(plan.rows)
+        rows = self._n_rows(plan)
         usual = self._usual.get(rows, seconds)
         if changed:
             extra = max(0.0, seconds - usual)
@@ -74,6 +74,10 @@ class Lane:
         else:
             self._usual[rows] = usual + 0.2 * (seconds - usual)
             self.context.set_threads(self.threads.record(rows, seconds, time.perf_counter()))
+
+    def _n_rows(self, plan: Plan) -> int:
+        """Of the batch: with more of them a step takes longer."""
+        return len(plan.rows)
 
     def _reap(self) -> list[Delta]:
         """End what was cancelled."""
@@ -235,6 +239,9 @@ class ExactLane(Lane):
     @property
     def n_rows(self) -> int:
         return self.n_parallel
+
+    def _n_rows(self, plan: Plan) -> int:
+        return self.n_rows
 
     def _has_room(self, sequence: Sequence) -> bool:
         return True  # each stream holds a whole context

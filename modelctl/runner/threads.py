@@ -2,7 +2,8 @@
 
 A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take
 twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
-fewer or more, and the faster count stays. Tries that lose get rarer; a sudden slowdown brings one at once.
+fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
+slowdown brings one at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from statistics import median
 N_TRIAL = 3  # steps a try lasts, and a median is taken over
 BETTER = 0.93  # a try must beat the present count by this factor
 SLOWDOWN = 1.5  # this much slower than the best seen: something else wants the cores
-SOONEST, LATEST = 0.5, 30.0  # seconds between tries
+SOONEST, USUAL, LATEST = 0.5, 4.0, 60.0  # seconds between tries
 
 
 class Threads:
@@ -26,8 +27,9 @@ class Threads:
         self._trial: list[float] = []
         self._home = self.n  # the count to return to when a try loses
         self._direction = -1  # of the next try
-        self._interval = SOONEST
+        self._interval = USUAL
         self._next = 0.0
+        self._last = 0.0  # when a try ended
 
     def record(self, rows: int, seconds: float, now: float) -> int:
         """A step of `rows` generated tokens took `seconds`; returns the count for the next step."""
@@ -47,7 +49,7 @@ class Threads:
         self._recent.clear()
         self._trial.clear()
         self._best = 0.0
-        self._next = max(self._next, now + SOONEST)
+        self._next = max(self._next, now + SOONEST) if self._next else now + self._interval
 
     def _watch(self, seconds: float, now: float) -> None:
         self._recent.append(seconds)
@@ -55,23 +57,24 @@ class Threads:
             return
         usual = median(self._recent)
         self._best = min(self._best or usual, usual)
-        slow = usual > SLOWDOWN * self._best and now >= self._next - self._interval + SOONEST
+        slow = usual > SLOWDOWN * self._best and now >= self._last + SOONEST
         if now >= self._next or slow:
             self.n = self._neighbour()
             self._trial.clear()
 
     def _judge(self, seconds: float, now: float) -> None:
         self._trial.append(seconds)
-        if len(self._trial) <= N_TRIAL:  # the first step wakes or parks threads and does not count
+        counted, usual = self._trial[1:], median(self._recent)  # the first step wakes or parks threads
+        if not counted or (len(counted) < N_TRIAL and counted[-1] < BETTER * usual):
             return
-        if median(self._trial[1:]) < BETTER * median(self._recent):
+        if median(counted) < BETTER * usual:
             self._home, self._best, self._interval = self.n, 0.0, SOONEST
             self._recent.clear()
         else:
             self.n = self._home
             self._direction = -self._direction
             self._interval = min(2 * self._interval, LATEST)
-        self._next = now + self._interval
+        self._last, self._next = now, now + self._interval
 
     def _neighbour(self) -> int:
         if not 1 <= self._home + self._direction <= self.n_max:
