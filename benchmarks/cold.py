@@ -2,8 +2,8 @@
 
     LLAMA_SERVER=... python -m benchmarks.cold [--rounds 5]
 
-Ours: the daemon runs, the runner does not (keep_alive 0 unloaded it). The peer is a program a model: it starts, with the
-same base and adapters, and is asked as soon as it answers.
+Ours: the daemon runs, the runner does not (keep_alive 0 unloaded it). The peer is one program a model: it starts, with
+the same base and adapters, and is asked as soon as it answers.
 """
 
 from __future__ import annotations

@@ -112,10 +112,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        large_file(Path(folder), int(args.gigabytes * 1024))
-        shutil.rmtree(Path(folder) / "store")
         many_models(Path(folder))
         many_blobs(Path(folder))
+        large_file(Path(folder), int(args.gigabytes * 1024))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ fault in one system call, then checks the eight invariants:
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ from modelctl.store.verify import verify  # noqa: E402
 FAULTS = {"KILL": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
 GO = "/store-faults-go"  # looked up right before the operation, to find its place in the trace
 REFUSED, BUG = 1, 3
+HUNG_AFTER = 30  # seconds
 
 Names = dict[str, str]  # what names point at
 
@@ -46,8 +48,13 @@ Names = dict[str, str]  # what names point at
 # the operations, on a folder `work` with the store, source files, an archive and an Ollama store
 
 
+def _store(work: Path) -> Store:
+    """Impatient: a `close` that fails by injection leaves a lock held, which no real one does."""
+    return Store(work / "store", patience=1)
+
+
 def _create(work: Path) -> None:
-    store = Store(work / "store")
+    store = _store(work)
     with store.writing():
         base, adapter = store.put(work / "base.gguf"), store.put(work / "adapter.gguf", link=True)
         config = store.put(b'{"model_format":"gguf"}')
@@ -56,17 +63,17 @@ def _create(work: Path) -> None:
 
 
 def _update(work: Path) -> None:
-    store = Store(work / "store")
+    store = _store(work)
     store.write("old", _model(store, b"shared", b"a new layer"))
 
 
 def _import(work: Path) -> None:
     with (work / "model.tar").open("rb") as file:
-        archive.import_(Store(work / "store"), file)
+        archive.import_(_store(work), file)
 
 
 def _from_ollama(work: Path) -> None:
-    for one in ollama.import_models(Store(work / "store"), work / "ollama"):
+    for one in ollama.import_models(_store(work), work / "ollama"):
         if one.error:
             raise one.error
 
@@ -76,11 +83,11 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
     "update": _update,
     "import": _import,
     "ollama": _from_ollama,
-    "copy": lambda work: Store(work / "store").copy("old", "copied"),
-    "rm": lambda work: Store(work / "store").remove("old"),
-    "pin": lambda work: Store(work / "store").pin("old"),
-    "gc": lambda work: collect(Store(work / "store"), grace=0),
-    "verify": lambda work: verify(Store(work / "store"), repair=True, n_threads=1),
+    "copy": lambda work: _store(work).copy("old", "copied"),
+    "rm": lambda work: _store(work).remove("old"),
+    "pin": lambda work: _store(work).pin("old"),
+    "gc": lambda work: collect(_store(work), grace=0),
+    "verify": lambda work: verify(_store(work), repair=True, n_threads=1),
 }
 
 
@@ -101,7 +108,7 @@ def prepare(work: Path) -> None:
     (work / "adapter.gguf").write_bytes(os.urandom(5_000))
     _prepare_archive(work)
     _prepare_ollama(work / "ollama")
-    store = Store(work / "store")
+    store = _store(work)
     store.write("keep", _model(store, b"shared", b"only in keep"))
     store.write("old", _model(store, b"shared", b"only in old"))
     store.put(b"garbage")
@@ -211,6 +218,7 @@ class Point:
 
 def run_step(operation: str, work: Path) -> int:
     """What runs under strace: one operation. 0, REFUSED with an error a user understands, or BUG."""
+    faulthandler.dump_traceback_later(HUNG_AFTER, exit=True)
     os.access(GO, os.F_OK)
     try:
         OPERATIONS[operation](work)
@@ -284,6 +292,8 @@ def _judge(
         yield "I4: failure was reported, and something came of it"
     elif seen not in (old, new):
         yield "I3: names point at neither the old nor the new"
+    if "Timeout (" in done.stderr:
+        yield f"it hung: {done.stderr}"
     if done.returncode not in (0, REFUSED) and point.fault != "KILL":
         yield f"an error nobody understands: {done.stderr.strip().splitlines()[-1:]}"
 
