@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from fetch_base import fetch  # noqa: E402
+
+# Where tests run in the background, Ctrl-C may be ignored, and every process that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ADAPTERS = ROOT / "examples" / "adapters"
 ADAPTER_NAMES = ("pirate", "json", "shout")
