@@ -256,7 +256,6 @@ def test_a_base_that_is_none(tmp_path: Path) -> None:
         {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.9, "seed": 3},
         {"temperature": 0.7, "mirostat": 1, "seed": 3},
         {"temperature": 0.7, "mirostat": 2, "seed": 3},
-        {"dry_multiplier": 0.8},
         {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.05, "seed": 3},
         {"logit_bias": {28: -100.0}},
     ],
@@ -264,6 +263,13 @@ def test_a_base_that_is_none(tmp_path: Path) -> None:
 def test_every_sampler_runs_and_changes_the_answer(engine: Harness, settings: dict[str, object]) -> None:
     plain = engine.ask("Say: ha ha ha ha ha", n=40, ignore_eos=True)
     assert engine.ask("Say: ha ha ha ha ha", n=40, ignore_eos=True, **settings) != plain
+
+
+def test_dry_breaks_a_repetition(engine: Harness) -> None:
+    refrain = "one two three four five six" + " one two three four five six" * 8
+    plain = engine.ask("", raw=refrain, n=12, ignore_eos=True)
+    assert "one two three" in plain, "left alone, the model goes on repeating"
+    assert "one two three" not in engine.ask("", raw=refrain, n=12, ignore_eos=True, dry_multiplier=5.0)
 
 
 def test_an_answer_has_at_least_min_tokens(engine: Harness) -> None:
