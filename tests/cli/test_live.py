@@ -298,7 +298,7 @@ def test_several_lines_and_completion(chat: Terminal) -> None:
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(chat: Terminal) -> None:
     chat.line("/set parameter num_predict 100000")
-    chat.line("/set parameter stop %%")
+    chat.line("/set parameter ignore_eos true")
     chat.line("/set parameter temperature 1.5")
     chat.expect("ok")
     chat.expect("ok")
@@ -311,6 +311,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(chat: Terminal) -> None:
     chat.expect(">>> ")
     chat.send("half a line\x03")
     chat.expect("Ctrl-D leaves")
+    chat.expect(">>> ")  # before it, the line discipline would take Ctrl-D for itself
     chat.send("\x04")
     assert chat.wait() == 0
 
