@@ -132,5 +132,9 @@ def test_what_is_typed_all_day_loads_nothing_heavy(args: list[str]) -> None:
     assert not found & HEAVY
 
 
+def test_the_help_of_all_loads_no_command() -> None:
+    assert not loaded("--help") & {"rich", "requests", "msgspec", "yaml", "platformdirs"}
+
+
 def test_list_talks_to_no_daemon() -> None:
     assert "requests" not in loaded("list")

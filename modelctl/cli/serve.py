@@ -17,13 +17,6 @@ from modelctl.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from modelctl.api import native
 
-PANEL = "The daemon"
-
-
-def register(app: typer.Typer) -> None:
-    for command in (serve, stop, ps, logs):
-        app.command(rich_help_panel=PANEL)(command)
-
 
 def serve() -> None:
     """Run the daemon in the foreground. `run`, `lora` and `ps` start one by themselves."""
