@@ -46,12 +46,11 @@ class Blobs:
     def stat(self, digest: Digest) -> os.stat_result:
         """Raises `NotFound`, or `Corrupt` when something else lies in its place. Never follows a link."""
         path = self.path(digest)
-        try:
-            found = path.lstat()
-        except FileNotFoundError:
-            raise NotFound(f"no blob {digest} in {self.folder}") from None
-        except OSError as error:
-            raise StoreError(f"cannot look at {path}: {error.strerror}") from error
+        with os_errors("look at", path):
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                raise NotFound(f"no blob {digest} in {self.folder}") from None
         if not stat.S_ISREG(found.st_mode):
             raise Corrupt(f"{path} is {kind(found.st_mode)}, not a blob", hint="see `modelctl verify --repair`")
         return found
@@ -149,7 +148,11 @@ class Blobs:
             os.fchmod(fd, 0o444)
         os.fsync(fd)
         make_folder(self.folder)
-        staged.rename(self.path(digest))
+        try:
+            staged.rename(self.path(digest))
+        except IsADirectoryError:
+            self.stat(digest)  # says what lies there and how to get rid of it
+            raise
         sync_folder(self.folder)
         return Put(digest, size, existed=False)
 
