@@ -27,8 +27,7 @@ def serve() -> None:
         raise UsageError(
             f"the daemon cannot listen at {settings.address.url}", hint="for serve, MODELCTL_HOST is HOST:PORT"
         )
-    with background.pid_file(settings):
-        raise typer.Exit(daemon.serve(settings))
+    raise typer.Exit(daemon.serve(settings, background.pid_file(settings)))
 
 
 def stop(names: Annotated[list[str] | None, typer.Argument(metavar="MODEL")] = None) -> None:
