@@ -25,7 +25,7 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test(), 30)
+        await asyncio.wait_for(test(), 120)
 
     asyncio.run(bounded())
 
@@ -213,7 +213,7 @@ def test_a_runner_in_the_middle_of_a_load_ends_with_its_daemon(tmp_path: Path) -
         assert daemon.stdout is not None
         runner = int(daemon.stdout.readline())
         try:
-            assert eventually(lambda: "libllama" in Path(f"/proc/{runner}/maps").read_text(), 60)
+            assert eventually(lambda: "libllama" in Path(f"/proc/{runner}/maps").read_text())
             time.sleep(0.5)  # from the library to the pipe; were it too short, the test would prove less, not fail
             daemon.kill()
             assert eventually(lambda: gone(runner))
