@@ -52,8 +52,7 @@ def collect(store: Store, *, grace: float = GRACE, dry_run: bool = False, force:
             store.settle()
         found = _plan(store, grace, force)
         for digest in found.blobs:
-            with os_errors("remove", store.blobs.path(digest)):
-                store.blobs.path(digest).unlink(missing_ok=True)
+            store.blobs.remove(digest)
         _remove_empty_folders(store)
         _clear_staging(store.staging, session.folder)
     return found
