@@ -121,7 +121,7 @@ sys.exit(code)
 def loaded(*args: str) -> set[str]:
     """The top-level modules that a command has loaded by its end."""
     run = [sys.executable, "-c", WATCH, *args]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=300)
     return set(done.stderr.splitlines()[-1].split())
 
 
