@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +170,13 @@ class Store:
 
     def list(self) -> list[Ref]:
         """Every model, newest first. Damaged ones are left out; `damaged()` has them."""
-        return sorted((found for found in self.all(self.refs) if isinstance(found, Ref)), key=lambda ref: -ref.modified)
+        return _newest_first(self.all(self.refs))
+
+    def survey(self) -> tuple[Sequence[Ref], Sequence[Damage]]:
+        """What `list` and `damaged` give, in one pass instead of two."""
+        found = [*self.all(self.refs)]
+        damaged = (damage for damage in (*found, *self.all(self.pins)) if isinstance(damage, Damage))
+        return _newest_first(found), tuple(damaged)
 
     def pinned(self) -> tuple[Ref, ...]:
         """Every pin, by name."""
@@ -326,6 +332,10 @@ class Store:
             raise ReadOnly(
                 f"the store at {self.root} has format {int(found)}, newer than {FORMAT}", hint="update modelctl"
             )
+
+
+def _newest_first(found: Iterable[Ref | Damage]) -> list[Ref]:
+    return sorted((ref for ref in found if isinstance(ref, Ref)), key=lambda ref: -ref.modified)
 
 
 def _parsed(name: str | ModelName) -> ModelName:

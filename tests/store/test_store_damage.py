@@ -156,6 +156,7 @@ def test_a_torn_name(store: Store, build, torn: bytes) -> None:
     assert store.list() == [healthy]
     (damage,) = store.damaged()
     assert (damage.name, damage.path) == (broken.name, path)
+    assert store.survey() == ([healthy], (damage,))
     assert damage.problem.startswith("in the file of its name, ")
     assert "damaged" not in damage.problem, "whoever shows it says so"
     with pytest.raises(Corrupt, match="broken:latest"):
