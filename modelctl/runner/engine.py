@@ -34,7 +34,7 @@ from modelctl.runner.frames import (
     StatsReply,
     Step,
 )
-from modelctl.runner.joined import Joined, Source, pad
+from modelctl.runner.joined import Joined, Source, needs_padding, pad
 from modelctl.runner.lane import ExactLane, Lane
 from modelctl.runner.layout import layout, total_memory
 from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload
@@ -81,10 +81,19 @@ class Engine:
         masker = Masker()
         context = self._context(n_cells, n_slots, self.load.n_batch, unified=unified, callback=masker.callback)
         cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut, n_share=1 if unified else N_COPY)
-        mode = "never" if self._on_gpu else self.load.mixed
         mixed = Mixed(
-            self.base, context, masker, mode=mode, max_rank=self.load.mixed_rank, paths=self._paths, probe=self._probe
+            self.base,
+            context,
+            masker,
+            mode=self.load.mixed,
+            max_rank=self.load.mixed_rank,
+            paths=self._paths,
+            probe=self._probe,
         )
+        if self._on_gpu:
+            mixed.refused = "the weights are not in the processor's memory"
+        elif not self.base.can_cut:
+            mixed.refused = "this model's memory is recurrent"
         threads = self._threads()
         return Lane(self.base, context, cache, n_parallel=n_parallel, threads=threads, fail=self._fail, mixed=mixed)
 
@@ -213,27 +222,24 @@ class Engine:
         loaded: list[str] = []
         try:
             for adapter in adapters:
-                if adapter.digest not in self.base.attached:
-                    self._paths[adapter.digest] = path = self._joinable(adapter)
+                if adapter.digest not in self._paths:
+                    path = self._joinable(adapter)
                     self.base.attach(adapter.digest, path)
+                    self._paths[adapter.digest] = path
                     loaded.append(adapter.digest)
             self._prove(loaded)
         except LoadFailed:
             self.shared.context.set_mix(())
             for digest in loaded:
                 self.base.detach(digest)
+                del self._paths[digest]
             raise
 
     def _joinable(self, adapter: AdapterFile) -> str:
         """The path of the adapter's file, or of a copy in memory whose rank suits mixed batches."""
-        if self.shared.mixed is None or self.shared.mixed.mode == "never":
+        if self.shared.mixed is None or not needs_padding(adapter.path):
             return adapter.path
-        try:
-            padded = pad(Source(adapter.digest, adapter.path))
-        except LoadFailed:
-            padded = None  # llama.cpp will say what is wrong with it
-        if padded is None:
-            return adapter.path
+        padded = pad(Source(adapter.digest, adapter.path))
         self._padded.append(padded)
         return padded.path
 
@@ -277,7 +283,7 @@ class Engine:
             "cache_idle": sum(cache.n_idle for cache in caches),
             "threads": self.shared.threads.n,
             "reserve_ms": round(self.shared.scheduler.reserve_cost * 1e3, 3),
-            "attached": sorted(self._paths.keys() & self.base.attached),
+            "attached": sorted(self._paths),
             "batches": self.shared.mixed.why if self.shared.mixed else "",
             "mixes": [{"mix": list(m), **c} for lane in self.lanes for m, c in lane.by_mix.items()],
         }

@@ -14,16 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
 from modelctl.errors import LoadFailed
+from modelctl.gguf_check import InvalidGGUF, read_header
 
 A, B = ".lora_a", ".lora_b"
 PAD = 16  # floats in the widest register that llama.cpp's matrix products use
 EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
-_FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+_FLOATS = ("F32", "F16")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Source:
     """One adapter file, its tensors mapped into memory. Raises `LoadFailed` where it cannot be read."""
 
     def __init__(self, digest: str, path: str) -> None:
+        import gguf  # takes a quarter of a second
+
         try:
             reader = gguf.GGUFReader(path)
         except (OSError, ValueError, IndexError, KeyError) as error:
@@ -101,7 +103,9 @@ class Source:
     @cached_property
     def is_plain(self) -> bool:
         """Matrices of floats."""
-        return all(t.tensor_type in _FLOATS and (len(t.shape) == 2 or t.shape[2] == 1) for t in self.tensors.values())
+        return all(
+            t.tensor_type.name in _FLOATS and (len(t.shape) == 2 or t.shape[2] == 1) for t in self.tensors.values()
+        )
 
     @property
     def kind(self) -> object:
@@ -130,12 +134,21 @@ def join(sources: Sequence[Source]) -> Joined:
     return Joined(fd, tuple(s.digest for s in sources), layouts, _common_factor(interned))
 
 
-def pad(source: Source) -> Joined | None:
-    """The adapter with zeros up to a rank that can be joined; None where it needs or allows none. alpha grows with the
-    rank, so that alpha / rank stays."""
-    ranks = {source.rank(name) for name in source.names}
-    if len(ranks) != 1 or not source.is_plain or EMBEDDING in source.names or (rank := ranks.pop()) % PAD == 0:
-        return None
+def needs_padding(path: str) -> bool:
+    """Whether the adapter's rank keeps it from being joined, and zeros would help."""
+    try:
+        tensors = read_header(Path(path)).tensors
+    except InvalidGGUF:
+        return False  # llama.cpp will say what is wrong with it
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(B)}
+    plain = all(t.type in _FLOATS and len(t.shape) == 2 for t in tensors.values()) and EMBEDDING + A not in tensors
+    return plain and len(ranks) == 1 and ranks.pop() % PAD != 0
+
+
+def pad(source: Source) -> Joined:
+    """An adapter that `needs_padding` with zeros up to a rank that can be joined. alpha grows with the rank, so that
+    alpha / rank stays."""
+    rank = source.max_rank
     n_more = -rank % PAD
     tensors: list[tuple[str, npt.NDArray[Any], Any]] = []
     for name in source.names:
@@ -150,8 +163,12 @@ def pad(source: Source) -> Joined | None:
 def _layout(name: str, owners: Sequence[Source]) -> Layout:
     ends = np.cumsum([source.rank(name) for source in owners]).tolist()
     parts = [Part(s.digest, i, j, s.alpha) for s, i, j in zip(owners, [0, *ends], ends, strict=False)]
-    shape = owners[0].tensors[name + B].shape
-    return Layout(tuple(parts), is_expert=len(shape) > 2 and shape[2] > 1)
+    return Layout(tuple(parts), is_expert=_is_expert(owners[0].tensors[name + B]))
+
+
+def _is_expert(tensor: Any) -> bool:
+    """Whether it holds a matrix per expert."""
+    return len(tensor.shape) > 2 and bool(tensor.shape[2] > 1)
 
 
 def _concatenated(tensors: Sequence[Any], axis: int) -> tuple[npt.NDArray[Any], Any]:
@@ -168,6 +185,8 @@ def _common_factor(layouts: Mapping[Layout, Layout]) -> float:
 
 def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]) -> int:
     """A GGUF adapter in memory-backed storage; its file descriptor. alpha 0: llama.cpp takes the scale as it is."""
+    import gguf
+
     try:
         fd = os.memfd_create(name)
     except (OSError, AttributeError) as error:

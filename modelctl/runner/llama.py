@@ -164,9 +164,7 @@ class Base:
         return out.raw[:n]
 
     def attach(self, digest: str, path: str) -> None:
-        """Load an adapter; it computes nothing until a mix names it. Attached already: nothing happens."""
-        if digest in self._adapters:
-            return
+        """Load an adapter; it computes nothing until a mix names it."""
         adapter = lib.llama_adapter_lora_init(self._model, path.encode())
         if not adapter:  # a NULL from ctypes is falsy but not None
             raise LoadFailed(f"llama.cpp could not load the adapter {digest[:19]}; its log says why")

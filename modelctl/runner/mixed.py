@@ -57,9 +57,7 @@ class StepTimes:
         return seconds * (rows + 1) / (n + 1)
 
 
-def is_faster(
-    counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, overhead: float, now: float
-) -> bool:
+def is_faster(counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, overhead: float, now: float) -> bool:
     """Whether one masked step beats a round of native ones, with `counts` rows a mix. `masked`: how they run at
     present. `overhead`: the share of time that native turns lose to changing adapters."""
     native = [times.estimate(False, n, now) for n in counts.values()]
@@ -136,9 +134,10 @@ class Mixed:
         self._joined: list[Joined] = []
         self._mix: Scales = ()
         self._sources: dict[str, Source] = {}
-        self._tried: Groups = ()
+        self._tried: frozenset[Scales] = frozenset()
         self._building: Future[list[Joined]] | None = None
         self._used: dict[Scales, float] = {}
+        self._covered: dict[tuple[str, ...], bool] = {}
         self._n_alone = 0
         self._is_proven = False
         self._n_loads = itertools.count()
@@ -167,10 +166,15 @@ class Mixed:
 
     def covers(self, scales: Scales) -> bool:
         """Whether what is joined now computes this mix exactly."""
-        if not self.groups:
-            return False
+        digests = tuple(digest for digest, _ in scales)
+        if digests not in self._covered:
+            self._covered[digests] = bool(self.groups) and self._is_in_order(digests)
+        return self._covered[digests]
+
+    def _is_in_order(self, digests: Sequence[str]) -> bool:
+        """Whether these adapters are joined, and would be added in the order in which they are natively."""
         places = {digest: i for i, group in enumerate(self.groups) for digest in group}
-        order = self._base.native_order([d for d, _ in scales])
+        order = self._base.native_order(digests)
         at = [places.get(digest, -1) for digest in order]
         return -1 not in at and all(a < b for a, b in itertools.pairwise(at))
 
@@ -199,26 +203,28 @@ class Mixed:
         self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP}
         if all(map(self.covers, counts)):
             return
-        target = self._target([*counts, *(s for s in self._used if s not in counts)])
-        if target and target not in (self.groups, self._tried):
-            self._tried = target
-            sources = [[self._sources[digest] for digest in group] for group in target]
-            self._building = self._worker.submit(lambda: [join(group) for group in sources])
+        wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
+        if frozenset(wanted) != self._tried:
+            self._tried = frozenset(wanted)
+            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_GROUPS]
+            self._building = self._worker.submit(self._join, orders)
 
-    def _target(self, mixes: Iterable[Scales]) -> Groups:
-        orders = [self._base.native_order([d for d, _ in scales]) for scales in mixes if len(scales) <= N_GROUPS]
+    def _join(self, orders: Sequence[Sequence[str]]) -> list[Joined]:
+        """On the worker's thread; empty when there is nothing to gain."""
         for digest in {d for order in orders for d in order} - self._sources.keys():
             self._sources[digest] = Source(digest, self._paths[digest])
-        return arrange(
-            orders, lambda d: self._sources[d].kind, lambda d: self._sources[d].max_rank, self.max_rank
-        )
+        known = self._sources
+        groups = arrange(orders, lambda d: known[d].kind, lambda d: known[d].max_rank, self.max_rank)
+        return [] if groups == self.groups else [join([known[d] for d in group]) for group in groups]
 
     def _finish(self) -> None:
         building, self._building = self._building, None
         assert building is not None
         try:
-            self._install(building.result())
+            if joined := building.result():
+                self._install(joined)
         except LoadFailed as error:
+            self.drop()
             self.refused = error.message
 
     def _install(self, joined: list[Joined]) -> None:
@@ -236,6 +242,7 @@ class Mixed:
         if self._masker.order(self._probe) != list(range(len(joined))):
             raise LoadFailed("llama.cpp adds adapters in another order than expected")
         self.groups = tuple(one.digests for one in joined)
+        self._covered.clear()
         if not self._is_proven:
             self._prove()
         self.times.forget(masked=True)
@@ -269,7 +276,6 @@ class Mixed:
             self._context.set_mix(one)
             self._probe()
             if self._masker.problem or not np.abs(masked - self._context.logits(2)[0]).max() <= EXACT:
-                self.drop()
                 raise LoadFailed("masked results differ from native ones on this machine")
         self._is_proven = True
 
@@ -277,6 +283,7 @@ class Mixed:
         """Free the joined adapters."""
         self.on = False
         self.groups = ()
+        self._covered.clear()
         self.leave()
         self._context.set_mix(())
         for name, _ in self._mix:

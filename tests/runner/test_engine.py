@@ -231,7 +231,7 @@ def test_attach_is_idempotent_and_all_or_nothing(engine: Harness, adapters: dict
     engine.engine.inbox.put(Attach(91, files))
     engine.step()
     assert isinstance(engine.failed[91], Failed)
-    assert engine.engine.base.attached == {"pirate", "json", "shout"}
+    assert set(engine.engine.stats()["attached"]) == {"pirate", "json", "shout"}
     engine.engine.inbox.put(Attach(92, [AdapterFile("pirate", "/nowhere")]))
     engine.step()
     assert isinstance(engine.other.pop(), Attached)
