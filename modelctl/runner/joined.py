@@ -22,6 +22,7 @@ from modelctl.gguf_check import InvalidGGUF, read_header
 
 A, B = ".lora_a", ".lora_b"
 PAD = 16  # floats in the widest register that llama.cpp's matrix products use
+TILE = 4  # rows of a matrix that those products need a multiple of; else they go another way, and round otherwise
 EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
 _FLOATS = ("F32", "F16")
 
@@ -96,6 +97,9 @@ class Source:
     def rank(self, name: str) -> int:
         return int(self.tensors[name + B].shape[0])
 
+    def n_out(self, name: str) -> int:
+        return int(self.tensors[name + B].shape[1])
+
     @cached_property
     def max_rank(self) -> int:
         return max(map(self.rank, self.names), default=0)
@@ -110,8 +114,8 @@ class Source:
     @property
     def kind(self) -> object:
         """Adapters of equal kind may be joined. Others cannot be with anything: quantised weights, experts (whose
-        product goes another way), ranks that are no multiple of `PAD`."""
-        if not self.is_plain or any(self.rank(name) % PAD for name in self.names):
+        product goes another way), ranks that are no multiple of `PAD`, outputs that are none of `TILE`."""
+        if not self.is_plain or any(self.rank(name) % PAD or self.n_out(name) % TILE for name in self.names):
             return self.digest
         types = {(self.tensors[name + A].tensor_type, self.tensors[name + B].tensor_type) for name in self.names}
         return types.pop() if len(types) == 1 else self.digest

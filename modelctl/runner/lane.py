@@ -49,7 +49,7 @@ class Lane:
         self.scheduler = Scheduler(n_batch=context.n_batch)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.counts = {"steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
+        self.counts = {"steps": 0, "mixed_steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
         self.by_mix: dict[Scales, Counter[str]] = defaultdict(Counter)
         self._tell_failed = fail
         self.mixed = mixed
@@ -141,6 +141,7 @@ class Lane:
                     self._fail(sequence, error)
                 continue
             self.counts["steps"] += 1
+            self.counts["mixed_steps"] += done.scales is None
             self.counts["rows"] += sum(n for _, n in done.rows)
             deltas += self._sample(wanted)
         return deltas
