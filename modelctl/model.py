@@ -201,6 +201,7 @@ def _damaged(name: str, problem: str) -> ModelctlError:
 
 def _assemble(store: Store, ref: Ref) -> Model:
     manifest = ref.manifest
+    store.check_layers(manifest)  # llama.cpp would not say which model has a base that was cut short
     config = _json(store, manifest.config, dict[str, Any])
     bases = manifest.of_type(media.MODEL)
     if len(bases) != 1:

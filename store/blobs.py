@@ -43,15 +43,18 @@ class Blobs:
         """Where the blob lies, if it is there or not."""
         return self.folder / digest.filename
 
+    def _place(self, digest: Digest) -> str:
+        """The same as text: a `Path` takes longer to make than the file to open, and a list opens thousands."""
+        return f"{self.folder}/{digest.filename}"
+
     def stat(self, digest: Digest) -> os.stat_result:
         """Raises `NotFound`, or `Corrupt` when something else lies in its place. Never follows a link."""
-        path = self.path(digest)
-        try:
-            found = path.lstat()
-        except FileNotFoundError:
-            raise NotFound(f"no blob {digest} in {self.folder}") from None
-        except OSError as error:
-            raise StoreError(f"cannot look at {path}: {error.strerror}") from error
+        path = self._place(digest)
+        with os_errors("look at", path):
+            try:
+                found = os.lstat(path)
+            except FileNotFoundError:
+                raise NotFound(f"no blob {digest} in {self.folder}") from None
         if not stat.S_ISREG(found.st_mode):
             raise Corrupt(f"{path} is {kind(found.st_mode)}, not a blob", hint="see `modelctl verify --repair`")
         return found
@@ -62,19 +65,22 @@ class Blobs:
     @contextmanager
     def open(self, digest: Digest) -> Iterator[BinaryIO]:
         """The blob for reading. Raises `NotFound` or `Corrupt`."""
-        self.stat(digest)
-        path = self.path(digest)
-        with os_errors("read", path):
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with closing(fd):
+        with closing(self._open(digest)) as fd:
             yield os.fdopen(fd, "rb", buffering=0, closefd=False)
+
+    def _open(self, digest: Digest) -> int:
+        self.stat(digest)
+        path = self._place(digest)
+        with os_errors("read", path):
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def read(self, digest: Digest, limit: int = READ_LIMIT) -> bytes:
         """All bytes of a small blob, checked against its digest. Raises `NotFound` or `Corrupt`."""
-        with self.open(digest) as file, os_errors("read", self.path(digest)):
-            if os.fstat(file.fileno()).st_size > limit:
+        with closing(self._open(digest)) as fd, os_errors("read", self._place(digest)):
+            size = os.fstat(fd).st_size
+            if size > limit:
                 raise Corrupt(f"blob {digest} has more than the {limit} bytes that make sense here")
-            data = file.read()
+            data = os.read(fd, size)
         if Digest.of(data) != digest:
             raise Corrupt(f"blob {digest} is damaged: its bytes do not hash to its name", hint="run `modelctl verify`")
         return data
@@ -89,6 +95,12 @@ class Blobs:
             with entries:
                 for entry in entries:
                     yield entry, digest_of(entry.name)
+
+    def remove(self, digest: Digest) -> None:
+        """The blob is not there."""
+        path = self.path(digest)
+        with os_errors("remove", path):
+            path.unlink(missing_ok=True)
 
     def renew(self, digest: Digest) -> None:
         """Makes the blob young again for gc's grace period. Its ctime, by a chmod that changes nothing: a blob may
@@ -149,7 +161,11 @@ class Blobs:
             os.fchmod(fd, 0o444)
         os.fsync(fd)
         make_folder(self.folder)
-        staged.rename(self.path(digest))
+        try:
+            staged.rename(self.path(digest))
+        except IsADirectoryError:
+            self.stat(digest)  # says what lies there and how to get rid of it
+            raise
         sync_folder(self.folder)
         return Put(digest, size, existed=False)
 

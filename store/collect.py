@@ -52,8 +52,7 @@ def collect(store: Store, *, grace: float = GRACE, dry_run: bool = False, force:
             store.settle()
         found = _plan(store, grace, force)
         for digest in found.blobs:
-            with os_errors("remove", store.blobs.path(digest)):
-                store.blobs.path(digest).unlink(missing_ok=True)
+            store.blobs.remove(digest)
         _remove_empty_folders(store)
         _clear_staging(store.staging, session.folder)
     return found
@@ -81,12 +80,16 @@ def _roots(store: Store, force: bool) -> list[Ref]:
     every = [*store.all(store.refs), *store.all(store.pins)]
     damaged = [found for found in every if isinstance(found, Damage)]
     if damaged and not force:
-        names = ", ".join(damage.name.short if damage.name else str(damage.path) for damage in damaged)
-        raise Corrupt(
-            f"nothing removed: nobody knows which blobs {names} needs ({damaged[0].problem})",
-            hint="create it again, remove it, or run `modelctl gc --force` to give it up",
-        )
+        raise _unknown(damaged)
     return [found for found in every if isinstance(found, Ref)]
+
+
+def _unknown(damaged: list[Damage]) -> Corrupt:
+    names = ", ".join(damage.name.short if damage.name else str(damage.path) for damage in damaged)
+    hint = "create it again, remove it, or run `modelctl gc --force` to give it up"
+    if not all(damage.is_certain for damage in damaged):  # giving up what may be sound is no advice
+        hint = "check the disk and whose files these are, then try again"
+    return Corrupt(f"nothing removed: nobody knows which blobs {names} needs ({damaged[0].problem})", hint=hint)
 
 
 def _remove_empty_folders(store: Store) -> None:

@@ -88,12 +88,12 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def os_errors(doing: str, where: Path) -> Iterator[None]:
+def os_errors(doing: str, where: Path | str) -> Iterator[None]:
     """Turns an `OSError` of the block into a `StoreError`: "cannot <doing> <where>: <why>"."""
     try:
         yield
     except OSError as error:
-        raise translate(error, doing, where) from error
+        raise translate(error, doing, Path(where)) from error
 
 
 @contextmanager

@@ -157,7 +157,11 @@ def _check_room(out: int, needed: int) -> None:
     disk = os.fstatvfs(out)
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
-        raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+        raise OSError(errno.ENOSPC, f"it needs {_amount(needed)}, {_amount(free)} are free")
+
+
+def _amount(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 10**6 else f"{n_bytes / 1e3:.0f} KB"
 
 
 class _Copier:

@@ -106,6 +106,8 @@ def parse_json(data: bytes, what: str) -> dict[str, object]:
     """A JSON object out of bytes nobody vouches for. Raises `Corrupt`."""
     if len(data) > MAX_BYTES:
         raise Corrupt(f"the {what} has {len(data)} bytes, more than the {MAX_BYTES} allowed")
+    if not data.strip(b"\0"):
+        raise Corrupt(f"the {what} holds nothing")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # nesting and digits have limits of their own

@@ -78,12 +78,12 @@ class Refs:
                 raise NotFound(f"nothing at {path}") from None
             except OSError as error:
                 if error.errno == errno.ELOOP:
-                    raise Corrupt(f"{path} is a symbolic link") from None
+                    raise Corrupt("the file of its name is a symbolic link") from None
                 raise
         try:
-            return Layer.from_json(parse_json(data, "file"))
+            return Layer.from_json(parse_json(data, "text"))
         except Corrupt as error:
-            raise Corrupt(f"{path} is damaged: {error.message}", hint="create the model again") from None
+            raise Corrupt(f"in the file of its name, {error.message}") from None
 
     def write(self, name: ModelName, manifest: Layer, session: Session) -> Entry:
         """The name points at the manifest, durably. On failure it points where it did."""

@@ -195,20 +195,25 @@ class Store:
 
     def load(self, refs: Refs, path: Path) -> Ref:
         """What a ref file points at. Raises `NotFound` if there is no such file, `Corrupt` for anything else."""
-        return self._load(refs, refs.entry(path))
+        entry = refs.entry(path)
+        try:
+            return self._load(refs, entry)
+        except Corrupt as error:
+            name = entry.name.short
+            hint = f"create it again, or `modelctl rm {name}`"
+            raise Corrupt(f"model {name!r} is damaged: {error.message}", hint=hint) from None
 
     def _load(self, refs: Refs, entry: Entry) -> Ref:
+        """Its `Corrupt` does not say of which model, for those who list many."""
         digest = refs.read(entry.path).digest
+        if entry.name.digest not in (None, digest):
+            raise Corrupt(f"the file of the pin says {digest}")
         try:
             manifest = Manifest.from_bytes(self.read(digest, MAX_BYTES))
         except NotFound as error:
             if refs.read(entry.path).digest != digest:  # rewritten since, and the old manifest swept
-                return self.load(refs, entry.path)
-            raise _damaged(entry, error.message) from None
-        except Corrupt as error:
-            raise _damaged(entry, error.message) from None
-        if entry.name.digest not in (None, digest):
-            raise _damaged(entry, f"{entry.path} points at {digest}")
+                return self._load(refs, refs.entry(entry.path))
+            raise Corrupt(error.message) from None
         return Ref(entry.name, digest, manifest, entry.modified)
 
     def check_layers(self, manifest: Manifest) -> None:
@@ -321,11 +326,6 @@ class Store:
             raise ReadOnly(
                 f"the store at {self.root} has format {int(found)}, newer than {FORMAT}", hint="update modelctl"
             )
-
-
-def _damaged(entry: Entry, problem: str) -> Corrupt:
-    name = entry.name.short
-    return Corrupt(f"model {name!r} is damaged: {problem}", hint=f"create it again, or `modelctl rm {name}`")
 
 
 def _parsed(name: str | ModelName) -> ModelName:

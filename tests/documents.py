@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 URL = "http://127.0.0.1:11435"  # what the documents call; a test's daemon listens elsewhere
 _BLOCK = re.compile(r"^```(console|python|Dockerfile)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = "@@@"
-TIMEOUT = 300  # seconds for a whole document
+TIMEOUT = 900  # seconds for a whole document
 
 # What may differ from run to run: numbers and digests, the wording of an answer but not its voice, the columns' widths.
 _FREE = (

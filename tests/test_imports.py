@@ -121,7 +121,7 @@ sys.exit(code)
 def loaded(*args: str) -> set[str]:
     """The top-level modules that a command has loaded by its end."""
     run = [sys.executable, "-c", WATCH, *args]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=300)
     return set(done.stderr.splitlines()[-1].split())
 
 
@@ -130,6 +130,10 @@ def test_what_is_typed_all_day_loads_nothing_heavy(args: list[str]) -> None:
     found = loaded(*args)
     assert "modelctl" in found
     assert not found & HEAVY
+
+
+def test_the_help_of_all_loads_no_command() -> None:
+    assert not loaded("--help") & {"rich", "requests", "msgspec", "yaml", "platformdirs"}
 
 
 def test_list_talks_to_no_daemon() -> None:

@@ -116,8 +116,9 @@ def test_without_a_seed_each_call_is_another(llm: LLM) -> None:
 
 
 def test_stop_strings_end_the_answer(llm: LLM) -> None:
-    (whole,) = first(llm.chat(CATS, GREEDY))
-    (output,) = llm.chat(CATS, replace(GREEDY, stop=whole[10:14]))
+    exact = replace(GREEDY, deterministic=True)
+    (whole,) = first(llm.chat(CATS, exact))
+    (output,) = llm.chat(CATS, replace(exact, stop=whole[10:14]))
     answer = output.outputs[0]
     assert answer.text == whole[: whole.index(whole[10:14])]
     assert (answer.finish_reason, answer.stop_reason) == ("stop", whole[10:14])
@@ -376,7 +377,7 @@ def test_importing_modelctl_loads_nothing_heavy() -> None:
 
 def test_python_ends_although_nobody_closed(base: Path) -> None:
     code = f"import modelctl; llm = modelctl.LLM({str(base)!r}, n_ctx=64); print(len(llm.generate('Hi')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 

@@ -204,6 +204,15 @@ def test_bad_annotations_are_damage_too(store: Store, ref: Ref, annotations: dic
         Model.load(store, "bad")
 
 
+def test_a_base_that_was_cut_short(store: Store, ref: Ref) -> None:
+    (base,) = ref.manifest.of_type(media.MODEL)
+    path = store.blob(base.digest)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelctlError, match=f"model '{ref.name.short}' is damaged: blob .* has {base.size - 1} bytes"):
+        Model.of(store, ref)
+
+
 def test_a_manifest_without_a_base(store: Store, ref: Ref) -> None:
     layers = tuple(layer for layer in ref.manifest.layers if layer.media_type != media.MODEL)
     store.write("bad", replace(ref.manifest, layers=layers))

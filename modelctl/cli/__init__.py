@@ -1,7 +1,7 @@
 """The command line. One file a topic; `main` is the only place where an error becomes text and an exit code.
 
-Only the topic that the command line names is imported, and nothing heavy at its top: importing all of them takes longer
-than `modelctl list` may.
+Only the topic that the command line names is imported (`commands`), and nothing heavy at its top: importing all of them
+takes longer than `modelctl list` may.
 """
 
 from __future__ import annotations
@@ -9,27 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 import modelctl
 from modelctl.cli import term
+from modelctl.cli.commands import Commands
 
-# In the order of the help. `register` of each module adds just these commands.
-TOPICS = {
-    "create": ("create",),
-    "run": ("run",),
-    "lora": ("lora",),
-    "models": ("list", "ls", "cp", "rm"),
-    "show": ("show",),
-    "lint": ("lint",),
-    "storage": ("du", "gc", "verify", "pin", "export", "import"),
-    "serve": ("serve", "stop", "ps", "logs"),
-    "info": ("info", "help"),
-}
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 _CommandLineError = typer.BadParameter.__mro__[2]  # ClickException; typer brings its own click or takes the real one
 
@@ -61,23 +49,15 @@ def invoke(args: Sequence[str]) -> int:
     return 0
 
 
-def build(topics: Iterable[str] = TOPICS) -> typer.Typer:
+def build() -> typer.Typer:
     app = typer.Typer(
         name="modelctl",
+        cls=Commands,
         help="One base model, many LoRA adapters, rescaled live.",
-        no_args_is_help=True,
-        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for topic in topics:
-        import_module(f"modelctl.cli.{topic}").register(app)
     return app
-
-
-def _topics(args: Sequence[str]) -> Iterable[str]:
-    named = [topic for topic, commands in TOPICS.items() if args and args[0] in commands]
-    return named if named and named != ["info"] else TOPICS  # `help` may be about any of them
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,7 +75,7 @@ def _root(
 
 
 def _run(args: Sequence[str]) -> None:
-    command = typer.main.get_command(build(_topics(args)))
+    command = typer.main.get_command(build())
     if "_MODELCTL_COMPLETE" in os.environ:
         command.main(prog_name="modelctl")
     with command.make_context("modelctl", list(args)) as context:

@@ -109,7 +109,8 @@ def _pid_path(config: Config) -> Path:
 
 @contextlib.contextmanager
 def pid_file(config: Config) -> Iterator[None]:
-    """Held by `modelctl serve`. A second daemon for the same port gets no lock, and fails on the port by itself."""
+    """Held by `modelctl serve` from when it has its port. Of daemons that start at once, so only the one that lives
+    has the lock."""
     config.home.mkdir(parents=True, exist_ok=True)
     with _pid_path(config).open("a+") as file:
         if _lock(file) or _lock_later(file):

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from modelctl.store import ModelName
 
 
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel="Main commands")(create)
-
-
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="what to call it; default: the folder's name")] = "",
     file: Annotated[str, typer.Option("--file", "-f", help="the Modelfile; - reads it from stdin")] = "Modelfile",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -14,14 +15,8 @@ from modelctl.cli import background, term
 from modelctl.cli.options import Json
 from modelctl.errors import ModelctlError, UsageError
 
-PANEL = "About"
 # In a process of its own: importing llama.cpp takes a while, and a broken build may end the process that does.
 _PROBE = "from modelctl.runner import llama; llama.start_backend(); print(llama.can_offload())"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=PANEL)(info)
-    app.command("help", rich_help_panel=PANEL)(show_help)
 
 
 def info(as_json: Json = False) -> None:
@@ -111,13 +106,17 @@ def _help_environment() -> None:
 
 
 def _help_command(context: typer.Context, path: list[str]) -> None:
-    here = context.parent
-    assert here is not None
+    here: Any = context.parent
     for name in path:
         commands = getattr(here.command, "commands", {})
         if name not in commands:
-            raise UsageError(
-                f"no help on {' '.join(path)!r}", hint=f"there is help on: {', '.join(commands)}, parameters"
-            )
-        here = commands[name].make_context(name, [], parent=here, resilient_parsing=True)
+            raise UsageError(f"no help on {' '.join(path)!r}", hint=_on_what(here, commands))
+        _, command, _ = here.command.resolve_command(here, [name])
+        here = command.make_context(name, [], parent=here, resilient_parsing=True)
     print(here.get_help())
+
+
+def _on_what(context: Any, commands: Collection[str]) -> str:
+    if context.parent:
+        return f"see: {context.command_path} --help"
+    return f"there is help on: {', '.join(commands)}, parameters, environment"

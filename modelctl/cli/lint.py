@@ -18,10 +18,6 @@ File = Annotated[str, typer.Option("-f", "--file", metavar="PATH", help="the Mod
 Fix = Annotated[bool, typer.Option("--fix", help="rewrite it in canonical form; comments are kept")]
 
 
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel="Models")(lint)
-
-
 def lint(file: File = "Modelfile", fix: Fix = False) -> None:
     """Check a Modelfile without creating a model. Whether the files that it names exist is for `create` to say.
 

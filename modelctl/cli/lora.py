@@ -9,6 +9,7 @@ import typer
 from modelctl import config
 from modelctl.cli import background, term
 from modelctl.cli.adapters import rule, typed_mix
+from modelctl.cli.help import BoxedCommand, BoxedGroup
 from modelctl.cli.options import Json, choose_model
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ ModelOption = Annotated[
 
 Now = Annotated[bool, typer.Option("--now", help="answers that are being written change too, at their next word")]
 
-topic = typer.Typer(help="List and rescale a model's adapters, live.", no_args_is_help=True)
+topic = typer.Typer(cls=BoxedGroup, help="List and rescale a model's adapters, live.")
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(topic, name="lora", rich_help_panel="Main commands")
-
-
-@topic.command("list")
+@topic.command("list", cls=BoxedCommand)
 def list_adapters(
     name: Annotated[str, typer.Argument(metavar="MODEL")] = "",
     model: ModelOption = "",
@@ -39,7 +36,7 @@ def list_adapters(
     _print(client.lora(target), as_json)
 
 
-@topic.command("set")
+@topic.command("set", cls=BoxedCommand)
 def set_scales(
     changes: Annotated[list[str], typer.Argument(metavar="ADAPTER=SCALE", help="0=1.0 json=0.2: index or name")],
     model: ModelOption = "",
@@ -54,7 +51,7 @@ def set_scales(
     _print(client.set_lora(native.LoraChange(model=target, adapters=scales, lora_update=_update(now))), as_json)
 
 
-@topic.command()
+@topic.command("reset", cls=BoxedCommand)
 def reset(model: ModelOption = "", now: Now = False, as_json: Json = False) -> None:
     """Set every adapter back to the scale its Modelfile gives it."""
     from modelctl.api import native

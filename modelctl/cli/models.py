@@ -15,15 +15,6 @@ from modelctl.errors import ModelctlError
 if TYPE_CHECKING:
     from modelctl.store import Ref
 
-PANEL = "Models"
-
-
-def register(app: typer.Typer) -> None:
-    app.command("list", rich_help_panel=PANEL)(list_models)
-    app.command("ls", hidden=True)(list_models)
-    app.command(rich_help_panel=PANEL)(cp)
-    app.command(rich_help_panel=PANEL)(rm)
-
 
 def list_models(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="only names that begin so")] = "",

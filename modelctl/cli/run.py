@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 MAX_STDIN = 16 << 20  # bytes; far more than any context holds
 
 
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel="Main commands")(run)
-
-
 @with_parameters
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="tutor, or with a mix: tutor+pirate=0.7")] = "",

@@ -17,13 +17,6 @@ from modelctl.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from modelctl.api import native
 
-PANEL = "The daemon"
-
-
-def register(app: typer.Typer) -> None:
-    for command in (serve, stop, ps, logs):
-        app.command(rich_help_panel=PANEL)(command)
-
 
 def serve() -> None:
     """Run the daemon in the foreground. `run`, `lora` and `ps` start one by themselves."""
@@ -34,8 +27,7 @@ def serve() -> None:
         raise UsageError(
             f"the daemon cannot listen at {settings.address.url}", hint="for serve, MODELCTL_HOST is HOST:PORT"
         )
-    with background.pid_file(settings):
-        raise typer.Exit(daemon.serve(settings))
+    raise typer.Exit(daemon.serve(settings, background.pid_file(settings)))
 
 
 def stop(names: Annotated[list[str] | None, typer.Argument(metavar="MODEL")] = None) -> None:

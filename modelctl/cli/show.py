@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 EXCERPT = 6  # lines of a long text in the overview
 
 
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel="Models")(show)
-
-
 def _flag(name: str, help: str) -> Any:
     return typer.Option(f"--{name}", help=help)
 

@@ -24,19 +24,9 @@ if TYPE_CHECKING:
     from modelctl.store.usage import ModelUsage, Usage
     from modelctl.store.verify import Report
 
-PANEL = "Store"
 PIPE = "-"
 
 Force = Annotated[bool, typer.Option("--force", "-f", help="replace what is there")]
-
-
-def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=PANEL)(du)
-    app.command(rich_help_panel=PANEL)(gc)
-    app.command(rich_help_panel=PANEL)(verify)
-    app.command(rich_help_panel=PANEL)(pin)
-    app.command(rich_help_panel=PANEL)(export)
-    app.command("import", rich_help_panel=PANEL)(import_models)
 
 
 def gc(

@@ -32,11 +32,14 @@ DRAIN = 10.0  # seconds for answers in flight, once we are told to stop
 STRAGGLE = 2.0  # seconds more for their last lines to reach slow clients
 
 
-def serve(config: Config) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP; 0 after an orderly end. Raises `ModelctlError` when it cannot start."""
+def serve(config: Config, held: contextlib.AbstractContextManager[None]) -> int:
+    """Run until SIGINT, SIGTERM or SIGHUP; 0 after an orderly end. Raises `ModelctlError` when it cannot start.
+
+    `held` is entered once the port is ours.
+    """
     _configure_logging()
     listener = bind(config)
-    with listener, asyncio.Runner(loop_factory=_new_loop) as runner:
+    with held, listener, asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(config, listener))
     return 0
 

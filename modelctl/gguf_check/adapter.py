@@ -83,7 +83,8 @@ def _check_kind(header: Header, base: Header) -> None:
         raise header.invalid(f"has adapter.type {kind!r}; expected 'lora'")
     if header.architecture != base.architecture:
         made_for = header.architecture or "missing"
-        raise header.invalid(f"made for the architecture {made_for!r}; the base is {base.architecture!r}")
+        problem = f"made for the architecture {made_for!r}; the base is {base.architecture!r}"
+        raise header.invalid(problem, hint="use the base it was trained on")
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise header.invalid("is an activated LoRA (aLoRA), which acts only after its invocation tokens; unsupported")
 

@@ -163,7 +163,7 @@ def _version(source: Source) -> int:
 
 
 def _starts_with(magic: bytes) -> str:
-    return f"starts with {magic!r}" if magic else "it is empty"
+    return f"starts with {repr(magic)[1:]}" if magic else "it is empty"  # without Python's b
 
 
 def _other_format(path: Path, magic: bytes) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,6 +20,12 @@ from tests.gguf_check.gguf_files import tiny_adapter, tiny_base
 
 ROOT = Path(__file__).parents[2]
 TINY_BASE, TINY_ADAPTER = tiny_base().build(), tiny_adapter().build()
+
+
+# One thread does not wait for others on a busy machine; deterministic, so that answers to one question can be compared.
+PARAMETERS = "".join(
+    f"PARAMETER {line}\n" for line in ("temperature 0", "num_ctx 1024", "num_thread 1", "deterministic true")
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def in_process_of_its_own(
         capture_output=True,
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        timeout=120,
+        timeout=300,
         check=False,
     )
     return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
@@ -90,9 +98,12 @@ def tutor(work: Path, cli: Cli) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One that stays free until a daemon takes it: the kernel gives connections theirs from 32768 on."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +113,7 @@ def live_home(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     environment = {"MODELCTL_HOME": str(home), "MODELCTL_HOST": f"127.0.0.1:{free_port()}"}
     modelfile = home / "Modelfile"
     voices = "".join(f"ADAPTER {ROOT}/examples/adapters/{name}\n" for name in ("pirate", "json", "shout"))
-    modelfile.write_text(f"FROM {base}\n{voices}PARAMETER temperature 0\nPARAMETER num_ctx 1024\n")
+    modelfile.write_text(f"FROM {base}\n{voices}{PARAMETERS}")
     made = in_process_of_its_own("create", "voices", "-f", str(modelfile), env=environment)
     assert made.code == 0, made
     yield environment

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO
 
 
@@ -18,7 +19,8 @@ class Terminal:
 
     def __init__(self, *args: str, env: Mapping[str, str] | None = None, stdout: IO[bytes] | None = None) -> None:
         self._master, slave = pty.openpty()
-        full = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30", **(env or {})}
+        ours = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        full = {**ours, "TERM": "xterm", "COLUMNS": "100", "LINES": "30", **(env or {})}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "modelctl", *args],
             stdin=slave,
@@ -32,7 +34,7 @@ class Terminal:
         self.text = ""
         self._seen = 0
 
-    def expect(self, wanted: str, seconds: float = 60) -> str:
+    def expect(self, wanted: str, seconds: float = 120) -> str:
         """Everything up to and with `wanted`."""
         deadline = time.monotonic() + seconds
         while wanted not in self.text[self._seen :]:
@@ -46,10 +48,20 @@ class Terminal:
     def send(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def ctrl_c(self) -> None:
+        """Once it sleeps: between showing a prompt and waiting for keys, readline notices an interrupt at the next key
+        only."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        deadline = time.monotonic() + 60
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, "it never rests"
+            time.sleep(0.01)
+        self.send("\x03")
+
     def line(self, text: str) -> None:
         self.send(text + "\r")
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         deadline = time.monotonic() + seconds
         while self._read() and time.monotonic() < deadline:
             pass

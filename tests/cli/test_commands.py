@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-import typer
 
-from modelctl import cli as command_line
+from modelctl.cli.commands import COMMANDS, load
 from modelctl.cli.create import valid_name
 from modelctl.config import SETTINGS
 from modelctl.parser import PARAMETERS
@@ -153,21 +152,56 @@ def test_rm_removes_all_or_none(tutor: str, cli: Cli) -> None:
 # help
 
 
-def test_the_topics_register_what_their_table_says() -> None:
-    """Otherwise a command would exist only while some other one is not named."""
-    for topic, commands in command_line.TOPICS.items():
-        app = typer.Typer()
-        import_module(f"modelctl.cli.{topic}").register(app)
-        registered = [one.name or one.callback.__name__ for one in app.registered_commands if one.callback]
-        registered += [group.name or "" for group in app.registered_groups]
-        assert sorted(registered) == sorted(commands)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_all_says_what_each_command_says(name: str) -> None:
+    first, *_ = inspect.cleandoc(load(name).help).split("\n\n")
+    assert COMMANDS[name].help == " ".join(first.split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["-h"], []])
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["help"], []])
 def test_help_names_every_command(args: list[str], cli: Cli) -> None:
     done = cli(*args)
-    for commands in command_line.TOPICS.values():
-        assert all(name in done.out for name in commands if name != "ls")
+    assert (done.code, done.err) == (0 if args else 2, "")
+    for name, entry in COMMANDS.items():
+        assert (f" {name} " in done.out) != entry.hidden
+        assert entry.hidden or entry.help[:30] in done.out
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["lora", "set", "-h"], ["lora"]])
+def test_help_is_drawn_in_boxes_that_fit(
+    args: list[str], columns: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    boxes = [line for line in cli(*args).out.splitlines() if line and not line.startswith(" ")]
+    assert {line[0] + line[-1] for line in boxes} == {"╭╮", "││", "╰╯"}
+    assert {len(line) for line in boxes} == {max(40, min(int(columns), 100))}
+
+
+def test_help_without_unicode() -> None:
+    done = in_process_of_its_own("lora", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert "+- Commands -" in done.out
+    assert done.out.isascii()
+
+
+def test_a_mistyped_command_is_guessed(cli: Cli) -> None:
+    cli("lst").clear_error("no such command 'lst'", "'list'", code=2)
+    cli("lora", "sett").clear_error("no such command 'sett'", "'set'", "modelctl lora --help", code=2)
+    cli("xyzzy").clear_error("no such command 'xyzzy'", "modelctl --help", code=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("modelctl lo", ["lora", "logs"]),
+        ("modelctl lora s", ["set"]),
+        ("modelctl lora set --no", ["--now"]),
+        ("modelctl run --top", ["--top-k", "--top-p"]),
+    ],
+)
+def test_the_shell_completes(line: str, completed: list[str]) -> None:
+    env = {"_MODELCTL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    assert in_process_of_its_own(env=env).out.split() == completed
 
 
 def test_version(cli: Cli) -> None:
@@ -183,7 +217,9 @@ def test_help_on_parameters_and_environment(cli: Cli) -> None:
 
 def test_help_on_a_command(cli: Cli) -> None:
     assert "ADAPTER=SCALE" in cli("help", "lora", "set").out
-    cli("help", "nope").clear_error("nope", code=2)
+    cli("help", "nope").clear_error("nope", "create", "parameters", code=2)
+    cli("help", "lora", "nope").clear_error("modelctl lora --help", code=2)
+    cli("help", "run", "nope").clear_error("modelctl run --help", code=2)
 
 
 def test_every_parameter_is_an_option_of_run(cli: Cli) -> None:

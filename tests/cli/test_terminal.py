@@ -207,7 +207,7 @@ def test_ctrl_c_is_quiet(terminal: Callable[..., Terminal], home: Path) -> None:
     with log.open("a") as file:
         file.write("second line\n")
     following.expect("second line")
-    following.send("\x03")
+    following.ctrl_c()
     assert following.wait() == 130
     assert "Error" not in following.text
     assert "Traceback" not in following.text

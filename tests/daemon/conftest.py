@@ -34,6 +34,10 @@ ADAPTER {{shout}} AS shout
 {PARAMETERS}"""
 
 
+# For answers that something happens to: no machine is so fast, or so busy, that they end first.
+ENDLESS = {"num_predict": 100_000, "ignore_eos": True}
+
+
 class Quiet:
     def status(self, text: str) -> None:
         pass
@@ -72,7 +76,7 @@ class Daemon:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def _port(self) -> int:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := re.search(r"port (\d+)", self.log):
                 return int(found[1])
@@ -84,7 +88,7 @@ class Daemon:
         return self.log_path.read_text(errors="replace")
 
     def get(self, path: str, **options: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=60, **options)
+        return requests.get(self.url + path, timeout=120, **options)
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=120, **options)
@@ -103,14 +107,14 @@ class Daemon:
 
     def raw(self, data: bytes) -> bytes:
         """What comes back for bytes that no client would send, until the daemon hangs up."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=120)
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +150,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

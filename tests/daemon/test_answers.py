@@ -72,7 +72,7 @@ def answer(
         sent.append(message)
 
     response = Answer(deltas, Plain(), stream=stream)
-    asyncio.run(asyncio.wait_for(response({"type": "http"}, receive, send or keep), 10))
+    asyncio.run(asyncio.wait_for(response({"type": "http"}, receive, send or keep), 60))
     return sent
 
 
@@ -129,7 +129,7 @@ def test_a_reply_in_the_making_ends_when_its_client_leaves() -> None:
     async def refuse(message: Any) -> None:
         raise AssertionError(message)
 
-    asyncio.run(asyncio.wait_for(Later(make)({"type": "http"}, leave, refuse), 10))
+    asyncio.run(asyncio.wait_for(Later(make)({"type": "http"}, leave, refuse), 60))
     assert begun == ended == [True]
 
 

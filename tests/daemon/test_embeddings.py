@@ -110,9 +110,10 @@ def test_no_input_loads_and_odd_input_is_refused(daemon: Daemon) -> None:
 
 def test_embeddings_beside_a_generation(daemon: Daemon) -> None:
     alone = daemon.post("/api/embed", {"model": "tutor+shout", "input": TEXTS}).json()["embeddings"]
-    answer = daemon.say("tutor+pirate", "What is the capital of Spain?")
+    exact = {"options": {"deterministic": True}}
+    answer = daemon.say("tutor+pirate", "What is the capital of Spain?", **exact)
     with ThreadPoolExecutor() as pool:
-        saying = pool.submit(daemon.say, "tutor+pirate", "What is the capital of Spain?")
+        saying = pool.submit(daemon.say, "tutor+pirate", "What is the capital of Spain?", **exact)
         replies = [daemon.post("/api/embed", {"model": "tutor+shout", "input": TEXTS}).json() for _ in range(4)]
         assert saying.result() == answer
     for reply in replies:

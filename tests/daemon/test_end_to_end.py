@@ -16,10 +16,11 @@ import openai
 import pytest
 import requests
 
-from tests.daemon.conftest import Daemon, eventually, gone
+from tests.daemon.conftest import ENDLESS, Daemon, eventually, gone
 
 QUESTION = "What is the capital of Spain?"
 HISTORY = [{"role": "user", "content": QUESTION}]
+EXACT = {"deterministic": True}  # for answers that are compared: what is cached by then changes nothing
 
 
 def lines(response: requests.Response) -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def test_each_adapter_has_its_voice(daemon: Daemon) -> None:
 
 
 def test_scale_zero_is_the_base(daemon: Daemon) -> None:
-    options = {"num_predict": 12}
+    options = {"num_predict": 12, **EXACT}
     plain = daemon.say("plain", QUESTION, options=options)
     assert daemon.say("tutor+none", QUESTION, options=options) == plain
     assert daemon.say("tutor", QUESTION, options=options, lora={"pirate": 0.0}) == plain
@@ -81,11 +82,11 @@ def test_two_clients_at_once_each_get_their_voice(daemon: Daemon) -> None:
 
 
 def test_the_fields_of_a_chat(daemon: Daemon) -> None:
-    body = {"model": "tutor+shout", "messages": HISTORY, "options": {"num_predict": 8}}
+    body = {"model": "tutor+shout", "messages": HISTORY, "options": {"num_predict": 8, **EXACT}}
     *pieces, last = lines(daemon.post("/api/chat", body))
     assert all(set(piece) == {"model", "created_at", "message", "done"} for piece in pieces)
     assert all(piece["done"] is False and piece["model"] == "tutor+shout" for piece in pieces)
-    whole = daemon.chat("tutor+shout", QUESTION, options={"num_predict": 8})
+    whole = daemon.chat("tutor+shout", QUESTION, options={"num_predict": 8, **EXACT})
     assert "".join(piece["message"]["content"] for piece in pieces) == whole["message"]["content"]
     assert last["message"] == {"role": "assistant", "content": ""} and last["done"] is True
     for final in (last, whole):
@@ -96,7 +97,7 @@ def test_the_fields_of_a_chat(daemon: Daemon) -> None:
 
 
 def test_generate(daemon: Daemon) -> None:
-    body = {"model": "plain", "prompt": "1 2 3 4", "raw": True, "options": {"num_predict": 4}}
+    body = {"model": "plain", "prompt": "1 2 3 4", "raw": True, "options": {"num_predict": 4, **EXACT}}
     response = daemon.post("/api/generate", body)
     assert response.headers["content-type"] == "application/x-ndjson"
     *pieces, last = lines(response)
@@ -140,8 +141,8 @@ def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(own_daemon: Callable[
 
 def test_killing_the_runner_ends_the_stream_with_one_error_line(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon()
-    body = {"model": "plain", "prompt": "Count: 1 2 3 4 5 6", "raw": True, "options": {"num_predict": 400}}
-    for path, extra in (("/api/generate", {}), ("/v1/completions", {"stream": True, "max_tokens": 400})):
+    body = {"model": "plain", "prompt": "Count: 1 2 3 4 5 6", "raw": True, "options": ENDLESS}
+    for path, extra in (("/api/generate", {}), ("/v1/completions", {"stream": True, "max_tokens": 900})):
         with daemon.post(path, {**body, **extra}, stream=True) as response:
             pieces = response.iter_lines()
             assert next(pieces)
@@ -157,7 +158,8 @@ def test_killing_the_runner_ends_the_stream_with_one_error_line(own_daemon: Call
 
 def test_killing_the_daemon_leaves_no_runner(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon()
-    with daemon.post("/api/generate", {"model": "plain", "prompt": "Tell me a story."}, stream=True) as response:
+    body = {"model": "plain", "prompt": "Tell me a story.", "options": ENDLESS}
+    with daemon.post("/api/generate", body, stream=True) as response:
         pieces = response.iter_lines()  # dropped, it would close the connection
         assert next(pieces)
         pid = daemon.ps()[0]["runner_pid"]
@@ -167,12 +169,12 @@ def test_killing_the_daemon_leaves_no_runner(own_daemon: Callable[..., Daemon]) 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(daemon: Daemon, stream: bool) -> None:
-    body = {"model": "plain", "prompt": "Tell me a long story.", "stream": stream, "options": {"num_predict": 900}}
+    body = {"model": "plain", "prompt": "Tell me a long story.", "stream": stream, "options": ENDLESS}
     data = json.dumps(body).encode()
     head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
         connection.sendall(head.encode() + data)
-        assert eventually(lambda: in_flight(daemon) == 1, 60)
+        assert eventually(lambda: in_flight(daemon) == 1)
         if stream:
             connection.recv(100)
     assert eventually(lambda: in_flight(daemon) == 0)
@@ -180,7 +182,7 @@ def test_a_client_that_leaves_frees_its_slot(daemon: Daemon, stream: bool) -> No
 
 def test_a_full_queue_is_503_in_the_dialect_of_the_path(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon(MODELCTL_NUM_PARALLEL="1", MODELCTL_MAX_QUEUE="1")
-    body = {"model": "plain", "prompt": "Tell me a story.", "options": {"num_predict": 900}}
+    body = {"model": "plain", "prompt": "Tell me a story.", "options": ENDLESS}
     with ThreadPoolExecutor() as pool, daemon.post("/api/generate", body, stream=True):
         waiting = pool.submit(daemon.post, "/api/generate", {**body, "stream": False, "options": {"num_predict": 1}})
         assert eventually(lambda: in_flight(daemon) == 2)
@@ -201,13 +203,13 @@ def test_sigterm_lets_answers_finish(own_daemon: Callable[..., Daemon]) -> None:
         pid = daemon.ps()[0]["runner_pid"]
         daemon.process.send_signal(signal.SIGTERM)
         assert json.loads(list(pieces)[-1])["done"] is True
-    assert daemon.process.wait(timeout=30) == 0
+    assert daemon.process.wait(timeout=120) == 0
     assert gone(pid)
 
 
 def test_sigterm_twice_ends_at_once_and_leaves_nothing(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon()
-    body = {"model": "plain", "prompt": "Tell me a story.", "options": {"num_predict": 900}}
+    body = {"model": "plain", "prompt": "Tell me a story.", "options": ENDLESS}
     with daemon.post("/api/generate", body, stream=True) as response:
         pieces = response.iter_lines()
         assert next(pieces)
@@ -216,7 +218,7 @@ def test_sigterm_twice_ends_at_once_and_leaves_nothing(own_daemon: Callable[...,
             daemon.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
         assert "was stopped" in json.loads(list(pieces)[-1])["error"]
-        assert daemon.process.wait(timeout=30) == 0
+        assert daemon.process.wait(timeout=120) == 0
     assert gone(pid)
 
 
@@ -230,7 +232,7 @@ def test_many_first_requests_load_once(own_daemon: Callable[..., Daemon]) -> Non
 
 def test_the_ollama_client(daemon: Daemon) -> None:
     client = ollama.Client(daemon.url)
-    options = {"num_predict": 30}
+    options = {"num_predict": 30, **EXACT}
     whole = client.chat("tutor+pirate", HISTORY, options=options)
     streamed = list(client.chat("tutor+pirate", HISTORY, options=options, stream=True))
     assert "".join(piece.message.content or "" for piece in streamed) == whole.message.content
@@ -253,7 +255,7 @@ def test_the_ollama_client(daemon: Daemon) -> None:
 
 def test_the_openai_client(daemon: Daemon) -> None:
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none")
-    asked = {"model": "tutor+shout", "messages": HISTORY, "max_tokens": 20, "temperature": 0}
+    asked = {"model": "tutor+shout", "messages": HISTORY, "max_tokens": 20, "temperature": 0, "extra_body": EXACT}
     whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
     assert whole.choices[0].message.content.startswith("THE CAPITAL OF")
     assert whole.choices[0].finish_reason == "stop"

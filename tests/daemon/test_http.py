@@ -39,7 +39,7 @@ def test_the_ways_to_say_hello(daemon: Daemon) -> None:
     assert daemon.get("/").text == "modelctl is running"
     assert daemon.get("/api/version").json()["version"]
     for path in ("/", "/api/version", "/api/tags"):
-        head = requests.head(daemon.url + path, timeout=10)
+        head = requests.head(daemon.url + path, timeout=60)
         assert (head.status_code, head.content) == (200, b"")
 
 
@@ -68,9 +68,9 @@ def test_copy_and_delete(daemon: Daemon) -> None:
     copied = daemon.post("/api/copy", {"source": "tutor", "destination": "me/Second:v1"})
     assert (copied.status_code, copied.content) == (200, b"")
     assert daemon.post("/api/show", {"model": "me/second:V1"}).status_code == 200
-    deleted = requests.delete(daemon.url + "/api/delete", json={"model": "me/second:v1"}, timeout=10)
+    deleted = requests.delete(daemon.url + "/api/delete", json={"model": "me/second:v1"}, timeout=60)
     assert (deleted.status_code, deleted.content) == (200, b"")
-    again = requests.delete(daemon.url + "/api/delete", json={"model": "me/second:v1"}, timeout=10)
+    again = requests.delete(daemon.url + "/api/delete", json={"model": "me/second:v1"}, timeout=60)
     assert again.status_code == 404 and error_of(again) == "model 'me/second:v1' not found"
     missing = daemon.post("/api/copy", {"source": "nobody", "destination": "x"})
     assert missing.status_code == 404 and error_of(missing) == "model 'nobody' not found"
@@ -108,7 +108,7 @@ def test_copy_and_delete(daemon: Daemon) -> None:
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
 def test_broken_bodies(daemon: Daemon, path: str, body: bytes) -> None:
-    response = requests.post(daemon.url + path, data=body, timeout=20)
+    response = requests.post(daemon.url + path, data=body, timeout=60)
     assert response.status_code == 400, response.text
     assert error_of(response)
 
@@ -224,30 +224,30 @@ def test_recreating_a_name_resets_its_scales(daemon: Daemon) -> None:
         assert names_and_scales() == {}
         daemon.post("/api/copy", {"source": "tutor", "destination": "reborn"})
     finally:
-        requests.delete(daemon.url + "/api/delete", json={"model": "reborn"}, timeout=10)
+        requests.delete(daemon.url + "/api/delete", json={"model": "reborn"}, timeout=60)
 
 
 def test_routes_that_are_not(daemon: Daemon) -> None:
     for path in ("/api/nothing", "/v1/nothing", "/api/tags/", "//", "/api/../etc/passwd"):
-        response = requests.get(daemon.url + path, timeout=10, allow_redirects=False)
+        response = requests.get(daemon.url + path, timeout=60, allow_redirects=False)
         assert response.status_code == 404 and error_of(response)
     wrong = daemon.get("/api/chat")
     assert wrong.status_code == 405 and error_of(wrong) and wrong.headers["allow"] == "POST"
-    assert requests.put(daemon.url + "/api/tags", timeout=10).status_code == 405
+    assert requests.put(daemon.url + "/api/tags", timeout=60).status_code == 405
 
 
 def test_bodies_too_large(daemon: Daemon) -> None:
     big = daemon.post("/api/chat", {"model": "plain", "pad": "x" * (17 << 20)})
     assert big.status_code == 413 and "16 MiB" in error_of(big)
     endless = (b"x" * (1 << 20) for _ in range(20))  # no Content-Length
-    assert requests.post(daemon.url + "/api/chat", data=endless, timeout=20).status_code == 413
+    assert requests.post(daemon.url + "/api/chat", data=endless, timeout=60).status_code == 413
     packed = daemon.post("/api/chat", {"model": "plain"}, headers={"Content-Encoding": "gzip"})
     assert packed.status_code == 415 and error_of(packed)
 
 
 def test_a_form_content_type_is_fine(daemon: Daemon) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert requests.post(daemon.url + "/api/show", data=b'{"model":"plain"}', headers=headers, timeout=10).ok
+    assert requests.post(daemon.url + "/api/show", data=b'{"model":"plain"}', headers=headers, timeout=60).ok
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_broken_heads(daemon: Daemon, head: bytes) -> None:
 
 
 def test_a_head_without_end(daemon: Daemon) -> None:
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
         sent = 0
         with pytest.raises(OSError):
             while sent < 64 << 20:
@@ -308,7 +308,7 @@ def test_a_head_without_end(daemon: Daemon) -> None:
 def test_foreign_pages_change_nothing(daemon: Daemon, headers: dict[str, str]) -> None:
     for method, path in CHANGING:
         body = json.dumps({"model": "plain", "source": "plain", "destination": "stolen", "adapters": []})
-        response = requests.request(method, daemon.url + path, data=body, headers=headers, timeout=10)
+        response = requests.request(method, daemon.url + path, data=body, headers=headers, timeout=60)
         assert response.status_code == 403 and error_of(response), path
         assert "access-control-allow-origin" not in response.headers
     preflight = {**headers, "Access-Control-Request-Method": "POST"}
@@ -326,7 +326,7 @@ def test_local_pages(daemon: Daemon) -> None:
         response = daemon.get("/api/version", headers={"Origin": origin, "Sec-Fetch-Site": "cross-site"})
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, origin)
     asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
-    preflight = requests.options(daemon.url + "/api/chat", headers=asked, timeout=10)
+    preflight = requests.options(daemon.url + "/api/chat", headers=asked, timeout=60)
     assert preflight.status_code == 204 and "POST" in preflight.headers["access-control-allow-methods"]
 
 

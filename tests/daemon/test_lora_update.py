@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from modelctl import cli
 from tests.daemon.conftest import Daemon
 
-STORY = {
-    "messages": [{"role": "user", "content": "Write a long story about a king and his horse."}],
-    "options": {"num_predict": 100, "ignore_eos": True},
-}
+STORY = {"messages": [{"role": "user", "content": "Write a long story about a king and his horse."}]}
+SHORT = {"num_predict": 100, "ignore_eos": True}
+UNTIL_A_PIRATE_SPEAKS = {"num_predict": 800, "ignore_eos": True, "stop": ["yarrr", "Yarrr"]}
 
 
 @pytest.fixture
@@ -32,15 +29,18 @@ def scales(daemon: Daemon) -> list[float]:
     return [adapter["scale"] for adapter in listed]
 
 
-def told(daemon: Daemon, model: str, change: Callable[[], object]) -> tuple[str, str, dict[str, float]]:
-    """What a streamed story said before and after `change`, and the mix it ended with."""
-    body = {"model": model, **STORY}
+def told(
+    daemon: Daemon, model: str, options: dict[str, object], change: Callable[[], object]
+) -> tuple[str, dict[str, Any]]:
+    """What a streamed story said after `change`, which came when it had begun, and its last line."""
+    body = {"model": model, "options": options, **STORY}
     with daemon.post("/api/chat", body, stream=True) as response:
         pieces = map(json.loads, response.iter_lines())
         before = "".join(next(pieces)["message"]["content"] for _ in range(8))
+        assert "arr" not in before.lower()
         change()
         rest: list[dict[str, Any]] = list(pieces)
-    return before, "".join(piece["message"]["content"] for piece in rest), rest[-1]["lora"]
+    return "".join(piece["message"]["content"] for piece in rest), rest[-1]
 
 
 def test_an_answer_under_way_becomes_a_pirate(shouting: Daemon) -> None:
@@ -49,27 +49,26 @@ def test_an_answer_under_way_becomes_a_pirate(shouting: Daemon) -> None:
         reply = shouting.post("/api/lora-adapters", body)
         assert [adapter["scale"] for adapter in reply.json()["adapters"]] == [1.0, 0.0, 0.0]
 
-    before, after, mix = told(shouting, "tutor", change)
-    assert "yarrr" not in before.lower() and "yarrr" in after
-    assert mix == {"pirate": 1.0}
+    _, end = told(shouting, "tutor", UNTIL_A_PIRATE_SPEAKS, change)
+    assert end["lora"] == {"pirate": 1.0} and end["done_reason"] == "stop"
 
 
 def test_who_chose_a_mix_keeps_it_and_so_do_all_without_now(shouting: Daemon) -> None:
     change = {"model": "tutor", "adapters": [{"id": 0, "scale": 1}, {"id": 2, "scale": 0}]}
     for model, fields in (("tutor+shout", {"lora_update": "now"}), ("tutor", {"lora_update": "next"}), ("tutor", {})):
         post = functools.partial(shouting.post, "/api/lora-adapters", {**change, **fields})
-        _, after, mix = told(shouting, model, post)
-        assert mix == {"shout": 1.0} and "yarrr" not in after.lower(), (model, fields)
+        after, end = told(shouting, model, SHORT, post)
+        assert end["lora"] == {"shout": 1.0} and "yarrr" not in after.lower(), (model, fields)
         shouting.post("/lora-adapters?model=tutor", [{"id": 2, "scale": 1}])
 
 
-def test_the_command_line(shouting: Daemon) -> None:
-    def change() -> None:
-        command = [sys.executable, "-m", "modelctl", "lora", "set", "pirate=1", "shout=0", "-m", "tutor", "--now"]
-        subprocess.run(command, env={**os.environ, "MODELCTL_HOST": shouting.url}, check=True, capture_output=True)
+def test_the_command_line(shouting: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change() -> None:  # in this process: starting another takes as long as many a word
+        assert cli.invoke(["lora", "set", "pirate=1", "shout=0", "-m", "tutor", "--now"]) == 0
 
-    before, after, _ = told(shouting, "tutor", change)
-    assert "yarrr" not in before.lower() and "yarrr" in after
+    monkeypatch.setenv("MODELCTL_HOST", shouting.url)
+    _, end = told(shouting, "tutor", UNTIL_A_PIRATE_SPEAKS, change)
+    assert end["lora"] == {"pirate": 1.0} and end["done_reason"] == "stop"
 
 
 def test_an_update_that_is_neither(daemon: Daemon) -> None:

@@ -106,6 +106,19 @@ def test_max_completion_tokens_wins(client: openai.OpenAI) -> None:
     assert reply.usage.completion_tokens <= 3 and reply.choices[0].finish_reason == "length"
 
 
+def test_a_developer_message_is_a_system_message(client: openai.OpenAI) -> None:
+    """OpenAI's newer clients send `developer`, which no local model's template knows."""
+
+    def ask(role: str) -> Any:
+        messages: list[Any] = [{"role": role, "content": "You are a pirate."}, *CHAT["messages"]]
+        asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "extra_body": {"deterministic": True}}
+        return client.chat.completions.create(model="plain", messages=messages, **asked)
+
+    developer, system, user = map(ask, ("developer", "system", "user"))
+    assert texts(developer) == texts(system)
+    assert developer.usage.prompt_tokens == system.usage.prompt_tokens != user.usage.prompt_tokens
+
+
 def test_deterministic_is_the_same_in_any_company(daemon: Daemon, client: openai.OpenAI) -> None:
     options = {"temperature": 1.5, "seed": 11, "num_predict": 12, "deterministic": True}
 

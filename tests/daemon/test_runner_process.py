@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,13 +18,14 @@ from modelctl.daemon.child import Child, Spare, child_environment
 from modelctl.daemon.runner_process import RunnerProcess
 from modelctl.errors import BadRequest, LoadFailed, ModelctlError, RunnerDied
 from modelctl.runner.frames import AdapterFile, Generate, Load, Prompt
+from tests.daemon.conftest import eventually, gone
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test(), 30)
+        await asyncio.wait_for(test(), 120)
 
     asyncio.run(bounded())
 
@@ -183,6 +186,41 @@ def test_load_timeout_kills_the_child() -> None:
         assert not alive(process.pid)
 
     run(test)
+
+
+DAEMON = """
+import asyncio, sys
+from modelctl.daemon.runner_process import RunnerProcess
+from modelctl.runner.frames import Load
+
+async def main():
+    process = RunnerProcess(Load(sys.argv[1]), "tutor:latest")
+    starting = asyncio.create_task(process.start())
+    while not process.pid:
+        await asyncio.sleep(0.01)
+    print(process.pid, flush=True)
+    await starting
+
+asyncio.run(main())
+"""
+
+
+def test_a_runner_in_the_middle_of_a_load_ends_with_its_daemon(tmp_path: Path) -> None:
+    """A real one, whose base is a pipe that it opens and waits at for ever."""
+    base = tmp_path / "endless.gguf"
+    os.mkfifo(base)
+    with subprocess.Popen([sys.executable, "-c", DAEMON, str(base)], stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        runner = int(daemon.stdout.readline())
+        try:
+            assert eventually(lambda: "libllama" in Path(f"/proc/{runner}/maps").read_text())
+            time.sleep(0.5)  # from the library to the pipe; were it too short, the test would prove less, not fail
+            daemon.kill()
+            assert eventually(lambda: gone(runner))
+        finally:
+            daemon.kill()
+            if not gone(runner):
+                os.kill(runner, signal.SIGKILL)
 
 
 def test_a_command_that_cannot_run() -> None:

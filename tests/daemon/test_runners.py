@@ -52,7 +52,7 @@ def with_runners(**settings: Any) -> Callable[[Callable[[Runners], Awaitable[Non
     def decorate(test: Callable[[Runners], Awaitable[None]]) -> Callable[[], None]:
         @functools.wraps(test, assigned=("__name__", "__doc__"))
         def run() -> None:
-            asyncio.run(asyncio.wait_for(body(), 30))
+            asyncio.run(asyncio.wait_for(body(), 120))
 
         async def body() -> None:
             spawned: list[RunnerProcess] = []
@@ -134,11 +134,9 @@ async def test_load_failure_reaches_every_waiter_and_the_next_tries_again(runner
 @with_runners()
 async def test_keep_alive_zero_goes_after_the_last_user(runners: Runners) -> None:
     model = make_model("a")
-    slow = asyncio.create_task(use(runners, model, "tokens=20 delay=0.01", keep_alive=0))
-    await until(lambda: bool(runners.loaded()))
-    await use(runners, model, "tokens=1", keep_alive=0)
-    assert names(runners) == ["a:latest"]
-    pid = await slow
+    async with runners.lease(model, {}, 0) as lease:
+        pid = await use(runners, model, keep_alive=0)
+        assert names(runners) == ["a:latest"] and pid == lease.process.pid
     await until(lambda: not runners.loaded())
     await until(lambda: gone(pid))
 
@@ -174,10 +172,12 @@ async def test_negative_keep_alive_is_for_ever_and_stop_ends_it(runners: Runners
 
 @with_runners()
 async def test_stop_lets_the_present_user_finish(runners: Runners) -> None:
-    busy = asyncio.create_task(use(runners, make_model("a"), "tokens=20 delay=0.01"))
-    await until(lambda: bool(runners.loaded()))
-    assert await runners.stop("a:latest")
-    pid = await busy
+    model = make_model("a")
+    async with runners.lease(model, {}) as lease:
+        stream = lease.process.submit([Generate(0, Prompt(raw="tokens=20 delay=0.01"))], model.name)
+        assert await runners.stop("a:latest")
+        assert sum([delta.n_tokens async for delta in stream]) == 20
+        pid = lease.process.pid
     await until(lambda: gone(pid))
 
 
@@ -210,12 +210,11 @@ async def test_a_busy_one_is_waited_for_and_newcomers_queue_behind(runners: Runn
 @with_runners(max_loaded=1)
 async def test_a_waiter_that_leaves_costs_nobody_anything(runners: Runners) -> None:
     a, b = make_model("a", base="a"), make_model("b", base="b")
-    busy = asyncio.create_task(use(runners, a, "tokens=30 delay=0.01"))
-    await until(lambda: bool(runners.loaded()))
-    waiter = asyncio.create_task(use(runners, b))
-    await asyncio.sleep(0.02)
-    waiter.cancel()
-    pid = await busy
+    async with runners.lease(a, {}) as lease:
+        pid = lease.process.pid
+        waiter = asyncio.create_task(use(runners, b))
+        await asyncio.sleep(0.02)
+        waiter.cancel()
     assert await use(runners, a) == pid
     assert names(runners) == ["a:latest"]
 

@@ -65,6 +65,6 @@ def test_the_port_is_free_right_after_a_kill(own_daemon: Callable[..., Daemon]) 
 def test_the_address_it_is_bound_to_is_a_host_too(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon(MODELCTL_HOST="127.0.0.2:0")
     for host, status in (("127.0.0.2", 200), ("localhost", 200), ("127.0.0.3", 403)):
-        with socket.create_connection(("127.0.0.2", daemon.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.2", daemon.port), timeout=60) as connection:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}:1\r\nConnection: close\r\n\r\n".encode())
             assert connection.recv(100).startswith(f"HTTP/1.1 {status}".encode())

@@ -32,8 +32,8 @@ def cut(n: int) -> Callable[[bytes], bytes]:
 
 MALFORMED: dict[str, tuple[File | bytes, str]] = {
     "empty": (b"", "not a GGUF file: it is empty"),
-    "text": (b"hello world, this is text", "not a GGUF file: starts with b'hello wo'"),
-    "three bytes": (b"GGU", "not a GGUF file: starts with b'GGU'"),
+    "text": (b"hello world, this is text", "not a GGUF file: starts with 'hello wo'"),
+    "three bytes": (b"GGU", "not a GGUF file: starts with 'GGU'"),
     "magic alone": (b"GGUF", "truncated or corrupt: it ends within the first 8 bytes"),
     "version 0": (File(version=0), "GGUF version 0; expected 2 or 3"),
     "version 1": (File(version=1), "GGUF version 1; expected 2 or 3"),

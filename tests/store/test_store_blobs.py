@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.store import BadSource, Digest, Mismatch, NotFound, Store, StoreError, blobs, ingest
+from modelctl.store import BadSource, Corrupt, Digest, Mismatch, NotFound, Store, StoreError, blobs, ingest
 
 MEBI = 1 << 20
 
@@ -224,9 +224,11 @@ def test_missing_and_foreign_blobs(store: Store, canary: Path) -> None:
 def test_a_folder_in_a_blobs_place_is_named(store: Store) -> None:
     path = store.blobs.path(Digest.of(b"data"))
     path.mkdir(parents=True)
-    with pytest.raises(StoreError, match=str(store.blobs.folder)):
+    with pytest.raises(Corrupt, match=f"{path} is a folder, not a blob") as caught:
         store.put(b"data")
+    assert "modelctl verify --repair" in str(caught.value)
     assert path.is_dir()
+    assert list(store.staging.iterdir()) == []
 
 
 def test_small_reads_are_checked(store: Store) -> None:

@@ -79,8 +79,9 @@ def test_a_folder_of_names_that_cannot_be_read_stops_it(store: Store, build, mon
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(Corrupt, match="cannot be listed"):
+    with pytest.raises(Corrupt, match="cannot be listed") as caught:
         collect(store, grace=0)
+    assert "--force" not in (caught.value.hint or ""), "nobody is told to give up what may be sound"
     assert _blobs(store) == before
 
 

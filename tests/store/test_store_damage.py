@@ -156,6 +156,8 @@ def test_a_torn_name(store: Store, build, torn: bytes) -> None:
     assert store.list() == [healthy]
     (damage,) = store.damaged()
     assert (damage.name, damage.path) == (broken.name, path)
+    assert damage.problem.startswith("in the file of its name, ")
+    assert "damaged" not in damage.problem, "whoever shows it says so"
     with pytest.raises(Corrupt, match="broken:latest"):
         collect(store, grace=0)
     assert [problem.path for problem in verify(store).problems] == [path]
@@ -206,7 +208,7 @@ def test_no_space_is_said_with_numbers(store: Store, tmp_path: Path, monkeypatch
     real = os.fstatvfs
     full = os.statvfs_result((4096, 4096, 1000, 10, 10, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "fstatvfs", lambda fd: full)
-    with pytest.raises(NoSpace, match="it needs 8 MB, 0 MB are free"):
+    with pytest.raises(NoSpace, match="it needs 8 MB, 41 KB are free"):
         store.put(tmp_path / "file")
     monkeypatch.setattr(os, "fstatvfs", real)
     assert store.put(tmp_path / "file").size == 8 << 20
