@@ -203,6 +203,8 @@ class Runners:
         load = Load(
             str(model.base_path),
             n_parallel=self._config.num_parallel,
+            mixed=self._config.mixed_batches,
+            mixed_rank=self._config.mixed_rank,
             adapters=_adapter_files(model),
             **fields,
         )
