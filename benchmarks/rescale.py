@@ -1,5 +1,7 @@
 """`lora set` while eight streams run: how soon it is acknowledged, and whether a stream stumbles. And CPU per token.
 
+Then eight streams of four mixes with a rescale every 20 ms: graphs rebuilt, and tokens/s against none.
+
 python -m benchmarks.rescale
 """
 
@@ -10,11 +12,13 @@ import json
 import statistics
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from benchmarks.common import Answer, Ours, models
 
 N_SETS = 50
+N_ROUNDS = 5
 
 
 async def set_scale(server: Ours, scale: float) -> float:
@@ -41,6 +45,28 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     return await asyncio.gather(*streams), times
 
 
+async def storm(server: Ours, salt: str, *, rescaling: bool) -> tuple[float, int]:
+    """(tokens/s of eight streams under four mixes, changes of adapters in llama.cpp meanwhile)."""
+    tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 120, {i % 4: 1.0})) for i in range(8)]
+    await asyncio.sleep(1.5)
+    before = reserves(server)
+    n = 0
+    while not any(task.done() for task in tasks):
+        if rescaling:
+            await set_scale(server, n % 100 / 100)
+        n += 1
+        await asyncio.sleep(0.02)
+    changes = reserves(server) - before
+    answers = await asyncio.gather(*tasks)
+    return sum((a.n_tokens - 1) / (a.seconds - a.first) for a in answers), changes
+
+
+def reserves(server: Ours) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as reply:
+        lines = reply.read().decode().splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("modelctl_reserves_total")))
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process's Python threads: all but those that only compute."""
     import os
@@ -51,7 +77,7 @@ def cpu_seconds(pid: int) -> float:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        server = Ours(models(2), Path(folder))
+        server = Ours(models(4), Path(folder))
         try:
             asyncio.run(server.ask("Hello", 4))
             before = cpu_seconds(server.process.pid)
@@ -68,6 +94,14 @@ def main() -> None:
                 gaps = sorted(g for a in answers for g in a.gaps)
                 print(f"gaps between tokens {name} rescales: median {statistics.median(gaps) * 1e3:.0f} ms, "
                       f"99% {gaps[int(len(gaps) * 0.99)] * 1e3:.0f} ms, worst {gaps[-1] * 1e3:.0f} ms")  # fmt: skip
+            asyncio.run(storm(server, "warm", rescaling=False))
+            ratios, changes = [], 0
+            for i in range(N_ROUNDS):
+                quiet, _ = asyncio.run(storm(server, f"{i} quiet", rescaling=False))
+                stormy, n = asyncio.run(storm(server, f"{i} stormy", rescaling=True))
+                ratios.append(stormy / quiet)
+                changes += n
+            print(f"a rescale every 20 ms: {changes} graphs rebuilt, tokens/s x {statistics.median(ratios):.3f}")
         finally:
             server.stop()
 

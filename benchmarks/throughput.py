@@ -1,4 +1,4 @@
-"""One stream, eight streams under one mix, eight streams under four mixes, a long prompt: against llama-server.
+"""One stream, a long prompt, eight streams under one, four and eight mixes: against llama-server.
 
 LLAMA_SERVER=... python -m benchmarks.throughput [--rounds 5]
 """
@@ -35,6 +35,8 @@ def main() -> None:
         compare(ours, peer, lambda s, i: crowd(s, [{0: 1.0}] * 8, 96, i), rounds)
         print("eight streams, four mixes", flush=True)
         compare(ours, peer, lambda s, i: crowd(s, [{k % 4: 1.0} for k in range(8)], 96, 100 + i), rounds)
+        print("eight streams, eight mixes", flush=True)
+        compare(ours, peer, lambda s, i: crowd(s, [{k: 1.0} for k in range(8)], 96, 200 + i), rounds)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ class Config:
     max_queue: int = 512
     n_ctx: int = 4096
     deterministic: bool = False
+    mixed_batches: str = "auto"
+    mixed_rank: int = 256
     origins: tuple[str, ...] = ()  # allowed besides the local ones
 
     @property
@@ -169,6 +171,13 @@ def _switch(value: object) -> bool:
     return words[text]
 
 
+def _mixing(value: object) -> str:
+    text = str(value).strip().lower()
+    if text not in ("auto", "always", "never"):
+        raise BadRequest(f"expected auto, always or never, got {value!r}")
+    return text
+
+
 def _address(value: object) -> Address:
     return parse_address(str(value))
 
@@ -195,6 +204,8 @@ SETTINGS: Mapping[str, Setting] = {
         "n_ctx", _whole_number, "tokens of context for one answer, where the model has no num_ctx"
     ),
     "deterministic": Setting("deterministic", _switch, "1: the same seed gives the same bits in any company; slower"),
+    "mixed_batches": Setting("mixed_batches", _mixing, "different mixes in one batch: auto, always or never"),
+    "mixed_rank": Setting("mixed_rank", _whole_number, "adapters of at most this rank in sum share a batch"),
     "origins": Setting("origins", _origins, "web origins allowed besides the local ones, with commas between"),
 }
 

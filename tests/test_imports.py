@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "sources": {"parser"},
     "create": {"parser", "store", "gguf_check", "adapters", "model", "sources", "template"},
     "client": {"api", "config"},
-    "runner": {"template", "mix"},
+    "runner": {"template", "mix", "gguf_check"},
     "llm": {"adapters", "config", "gguf_check", "mix", "model", "parser", "runner", "sources", "store", "template"},
     "daemon": {"create", "model", "template", "api", "store", "config", "mix", "runner", "gguf_check"},
     "cli": {"client", "create", "config", "api", "model", "store", "parser", "mix", "gguf_check"},

@@ -288,6 +288,7 @@ class RunningModel(Reply, kw_only=True):
     load_count: int = 0  # how often this base was loaded since the daemon started
     in_flight: int = 0
     device: str = ""  # "CPU", or the device's name
+    batches: str = ""  # whether different mixes share batches now, and why
 
 
 class PsReply(msgspec.Struct):

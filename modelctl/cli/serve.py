@@ -66,6 +66,8 @@ def ps(as_json: Json = False) -> None:
     elif reply.models:
         headers = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "ADAPTERS ON", "UNTIL")
         term.table(headers, [_row(model) for model in reply.models])
+        for batches, names in _by_batches(reply.models).items():
+            term.note(f"batches of {', '.join(names)}: {batches}")
     else:
         term.note("nothing is loaded; `modelctl run MODEL` loads one")
 
@@ -76,6 +78,15 @@ def _row(model: native.RunningModel) -> tuple[object, ...]:
     until = _until(model.expires_at)
     digest = model.digest.removeprefix("sha256:")[:12]
     return model.name, digest, term.size(model.size), model.device or "-", model.context_length, mix, until
+
+
+def _by_batches(models: list[native.RunningModel]) -> dict[str, list[str]]:
+    """How batches run -> the names with adapters that run so."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        if model.adapters and model.batches:
+            found.setdefault(model.batches, []).append(model.name)
+    return found
 
 
 def _until(expires_at: str) -> str:

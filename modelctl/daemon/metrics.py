@@ -17,6 +17,7 @@ OTHER = "other"
 Table = Mapping[str, tuple[str, str]]
 OF_BASE: Table = {
     "steps_total": ("steps", "Batches decoded."),
+    "mixed_steps_total": ("mixed_steps", "Of the batches decoded, those of different mixes in one."),
     "rows_total": ("rows", "Tokens decoded, of prompts and of answers."),
     "generated_tokens_total": ("generated", "Tokens of answers."),
     "reserves_total": ("reserves", "Changes of the adapters in llama.cpp, which cost a rebuild of its graphs."),

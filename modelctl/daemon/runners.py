@@ -113,8 +113,8 @@ class Runners:
     async def _state(self, base: str) -> BaseState:
         resident = self._residents.get(base)
         loads = self._load_counts[base]
-        if resident is None:
-            return BaseState(base, (), (), 0, loads, {})
+        if resident is None or resident.ready is None:
+            return BaseState(base, (), (), resident.users if resident else 0, loads, {})
         models = [tenant.model for tenant in resident.tenants.values()]
         adapters = tuple(adapter for model in models for adapter in model.adapters)
         stats: dict[str, Any] = {}
@@ -203,6 +203,8 @@ class Runners:
         load = Load(
             str(model.base_path),
             n_parallel=self._config.num_parallel,
+            mixed=self._config.mixed_batches,
+            mixed_rank=self._config.mixed_rank,
             adapters=_adapter_files(model),
             **fields,
         )

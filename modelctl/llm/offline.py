@@ -70,6 +70,8 @@ class LLM:
             load = Load(
                 str(self._model.base_path),
                 n_parallel=n_parallel or settings.num_parallel,
+                mixed=settings.mixed_batches,
+                mixed_rank=settings.mixed_rank,
                 adapters=[AdapterFile(ref.digest, str(ref.path)) for ref in self._model.adapters],
                 **{"n_ctx": settings.n_ctx, **known},
             )

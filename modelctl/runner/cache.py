@@ -1,12 +1,14 @@
 """The prefix cache: which llama.cpp sequence ids hold which tokens, under which mix.
 
-Memory computed under one mix is never used under another: the mix is half of every key. Cells are shared, not copied.
+Memory computed under one mix is never used under another: the mix is half of every key. Where sequences share cells, a
+common prefix costs nothing; where each has its own, it is copied when that is cheaper than computing it again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,12 +35,16 @@ class Idle:
 class PrefixCache:
     """Owns the sequence ids of one context. `admit` gives a Sequence one, with as much memory in it as is known."""
 
-    def __init__(self, memory: Memory, n_slots: int, *, can_cut: bool = True, can_share: bool = True) -> None:
-        """`can_cut`: a sequence's tail can be forgotten. `can_share`: sequences may hold cells in common."""
+    def __init__(
+        self, memory: Memory, n_slots: int, *, can_cut: bool = True, can_share: bool = True, n_share: int = 1
+    ) -> None:
+        """`can_cut`: a sequence's tail can be forgotten. `can_share`: one can begin with what another holds, from
+        `n_share` tokens on."""
         self._memory = memory
         self._can_cut = can_cut
         self._can_share = can_share and can_cut
-        self._free = list(range(n_slots - 1, -1, -1))
+        self._n_share = n_share
+        self._free = list(range(n_slots))
         self._idle: list[Idle] = []
         self.n_hits = 0
         self.n_saved = 0  # tokens not computed again
@@ -46,8 +52,13 @@ class PrefixCache:
     def admit(self, sequence: Sequence, running: Iterable[Sequence]) -> None:
         """Give `sequence` a slot; its n_done tokens are in memory. At least one token is left to decode."""
         limit = len(sequence.tokens) - 1
+        running = list(running)
         idle, n_idle = self._best_idle(sequence, limit)
+        if idle is not None and n_idle < min(self._n_share, len(idle.tokens)) and self._has_other_slot():
+            idle, n_idle = None, 0  # too little to copy, and the rest is worth keeping
         source, n_running = _best_running(sequence, running, limit) if self._can_share else (NO_SLOT, 0)
+        if n_running < self._n_share:
+            source, n_running = NO_SLOT, 0
         if idle is not None and n_idle >= n_running and (n_idle == len(idle.tokens) or not self._can_fork()):
             self._idle.remove(idle)  # this sequence goes on where that one ended
             sequence.slot = idle.slot
@@ -57,7 +68,7 @@ class PrefixCache:
             if idle is not None and n_idle > n_running:
                 source, n_running = idle.slot, n_idle
                 idle.used = sequence.arrived
-            sequence.slot = self._take_slot(keep=source)
+            sequence.slot = self._take_slot(keep=source, near=[s.slot for s in running])
             if n_running:
                 self._memory.share(source, sequence.slot, n_running)
             n_idle = n_running
@@ -82,7 +93,7 @@ class PrefixCache:
 
     def borrow(self) -> int:
         """An empty slot for a moment; `give_back` returns it."""
-        return self._take_slot(keep=NO_SLOT)
+        return self._take_slot()
 
     def give_back(self, slot: int) -> None:
         self._release(slot)
@@ -119,14 +130,22 @@ class PrefixCache:
 
     def _can_fork(self) -> bool:
         """Whether an idle sequence can stay and lend its beginning to a slot of its own."""
-        return self._can_share and (bool(self._free) or len(self._idle) > 1)
+        return self._can_share and self._has_other_slot()
 
-    def _take_slot(self, keep: int) -> int:
+    def _has_other_slot(self) -> bool:
+        """Whether there is one to take beside that of an idle sequence."""
+        return bool(self._free) or len(self._idle) > 1
+
+    def _take_slot(self, keep: int = NO_SLOT, near: Many[int] = ()) -> int:
+        """An empty slot, at the cost of what was unused longest: beside those that run, because llama.cpp computes
+        neighbours in one go."""
         if not self._free:
             victim = min((e for e in self._idle if e.slot != keep), key=lambda entry: entry.used)
             self._idle.remove(victim)
             self._release(victim.slot)
-        return self._free.pop()
+        slot = min(self._free, key=lambda free: (min((abs(free - n) for n in near), default=0), free))
+        self._free.remove(slot)
+        return slot
 
     def _release(self, slot: int) -> None:
         self._memory.cut(slot, 0)

@@ -34,15 +34,19 @@ from modelctl.runner.frames import (
     StatsReply,
     Step,
 )
+from modelctl.runner.joined import Joined, Source, needs_padding, pad
 from modelctl.runner.lane import ExactLane, Lane
-from modelctl.runner.llama import SEQ_MAX, Base, Context, can_offload
+from modelctl.runner.layout import layout, total_memory
+from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload
+from modelctl.runner.mask import Masker
+from modelctl.runner.mixed import Mixed
 from modelctl.runner.sequence import Sequence
 from modelctl.runner.threads import Threads
 
 Emit = Callable[[FromRunner], None]
 Work = Sequence | Attach | Cancel | Remix | Embed | Stats
-N_IDLE = 24  # finished sequences kept for their prefixes, beside those that run
 N_EMBED = 2048  # tokens of one embedding batch, and so of one input at most
+N_COPY = 32  # tokens of a common prefix that are worth copying a sequence's memory for
 N_EXACT = 4  # rows of a deterministic batch, and so deterministic sequences that may run at once
 
 
@@ -59,6 +63,8 @@ class Engine:
         self.embedder: Embedder | None = None  # this and the next are made when first asked for
         self.exact: Lane | None = None  # costs a KV cache of its own
         self._contexts: list[Context] = []
+        self._paths: dict[str, str] = {}  # of the attached adapters, by digest
+        self._padded: list[Joined] = []
         try:
             self.shared = self._shared_lane()
             self.attach(load.adapters)
@@ -68,12 +74,32 @@ class Engine:
         self.load_ns = time.perf_counter_ns() - started
 
     def _shared_lane(self) -> Lane:
-        n_parallel = min(self.load.n_parallel, SEQ_MAX - N_IDLE)
-        n_slots = n_parallel + N_IDLE
-        n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx)
-        context = self._context(n_cells, n_slots, self.load.n_batch)
-        cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut)
-        return Lane(self.base, context, cache, n_parallel=n_parallel, threads=self._threads(), fail=self._fail)
+        n_parallel = min(self.load.n_parallel, SEQ_MAX // 2)
+        own = 0 if self._on_gpu or self.load.n_cells or not self.base.can_cut else self.n_ctx * self.base.cell_bytes
+        n_slots, unified = layout(n_parallel, own, total_memory())
+        n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx) if unified else n_slots * self.n_ctx
+        masker = Masker()
+        context = self._context(n_cells, n_slots, self.load.n_batch, unified=unified, callback=masker.callback)
+        cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut, n_share=1 if unified else N_COPY)
+        mixed = Mixed(
+            self.base,
+            context,
+            masker,
+            mode=self.load.mixed,
+            max_rank=self.load.mixed_rank,
+            paths=self._paths,
+            probe=self._probe,
+        )
+        if self._on_gpu:
+            mixed.refused = "the weights are not in the processor's memory"
+        elif not self.base.can_cut:
+            mixed.refused = "this model's memory is recurrent"
+        threads = self._threads()
+        return Lane(self.base, context, cache, n_parallel=n_parallel, threads=threads, fail=self._fail, mixed=mixed)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return can_offload() and self.load.n_gpu_layers != 0
 
     def _exact_lane(self) -> Lane:
         n_cells = N_EXACT * (self.n_ctx + N_EXACT)  # each stream with room for dummies
@@ -84,9 +110,20 @@ class Engine:
     def _threads(self) -> Threads:
         return Threads(self.n_threads, fixed=self.load.n_threads > 0)
 
-    def _context(self, n_cells: int, n_seq: int, n_batch: int, *, unified: bool = True) -> Context:
-        n_threads = self.load.n_threads or len(os.sched_getaffinity(0))
-        return Context(self.base, n_cells=n_cells, n_seq=n_seq, n_batch=n_batch, n_threads=n_threads, unified=unified)
+    def _context(
+        self, n_cells: int, n_seq: int, n_batch: int, *, unified: bool, callback: EvalCallback | None = None
+    ) -> Context:
+        context = Context(
+            self.base,
+            n_cells=n_cells,
+            n_seq=n_seq,
+            n_batch=n_batch,
+            n_threads=self.n_threads,
+            unified=unified,
+            callback=callback,
+        )
+        self._contexts.append(context)
+        return context
 
     @property
     def lanes(self) -> list[Lane]:
@@ -97,7 +134,6 @@ class Engine:
         return any(lane.busy for lane in self.lanes)
 
     def ready(self) -> Ready:
-        on_gpu = can_offload() and self.load.n_gpu_layers != 0
         return Ready(
             load_ns=self.load_ns,
             n_ctx=self.n_ctx,
@@ -106,8 +142,8 @@ class Engine:
             model_bytes=self.base.n_bytes,
             kv_bytes=self.shared.context.n_kv_bytes,
             gpu_offload=can_offload(),
-            gpu_layers=self.load.n_gpu_layers if on_gpu else 0,
-            device="GPU" if on_gpu else "CPU",
+            gpu_layers=self.load.n_gpu_layers if self._on_gpu else 0,
+            device="GPU" if self._on_gpu else "CPU",
         )
 
     # the thread
@@ -186,35 +222,50 @@ class Engine:
         loaded: list[str] = []
         try:
             for adapter in adapters:
-                if adapter.digest not in self.base.attached:
-                    self.base.attach(adapter.digest, adapter.path)
+                if adapter.digest not in self._paths:
+                    path = self._joinable(adapter)
+                    self.base.attach(adapter.digest, path)
+                    self._paths[adapter.digest] = path
                     loaded.append(adapter.digest)
-            self._probe(loaded)
+            self._prove(loaded)
         except LoadFailed:
             self.shared.context.set_mix(())
             for digest in loaded:
                 self.base.detach(digest)
+                del self._paths[digest]
             raise
 
-    def _probe(self, digests: list[str]) -> None:
+    def _joinable(self, adapter: AdapterFile) -> str:
+        """The path of the adapter's file, or of a copy in memory whose rank suits mixed batches."""
+        if self.shared.mixed is None or not needs_padding(adapter.path):
+            return adapter.path
+        padded = pad(Source(adapter.digest, adapter.path))
+        self._padded.append(padded)
+        return padded.path
+
+    def _prove(self, digests: list[str]) -> None:
         if digests and not self._finite(digests):
             bad = next((d for d in digests if not self._finite([d])), None)
             what = f"the adapter {bad[:19]} computes" if bad else "these adapters together compute"
             raise LoadFailed(f"{what} NaN or infinity on this base", hint="the file is damaged, or for another base")
 
     def _finite(self, digests: list[str]) -> bool:
-        """One decode with all of them at scale 1, in a slot that nothing uses."""
-        context, cache = self.shared.context, self.shared.cache
-        slot = cache.borrow()
+        """One decode with all of them at scale 1."""
+        context = self.shared.context
         context.set_threads(1)  # thousands of tiny products: threads would only wait for each other
         context.set_mix(tuple((d, 1.0) for d in digests))
-        while not context.decode([max(self.base.bos, 0)] * 2, [0, 1], [slot] * 2, [0, 1]):
+        self._probe()
+        context.set_threads(self.shared.threads.n)
+        return bool(np.isfinite(context.logits(2)).all())
+
+    def _probe(self) -> None:
+        """Decode two tokens in a slot that nothing uses; both have logits."""
+        context, cache = self.shared.context, self.shared.cache
+        slot = cache.borrow()
+        while not context.decode([max(self.base.bos, 0)] * 2, [0, 1], [slot] * 2, [1, 1]):
             if not cache.evict():
                 raise LoadFailed("no memory is free to try the adapter", hint="try again when less is running")
-        finite = bool(np.isfinite(context.logits(1)).all())
         cache.give_back(slot)
-        context.set_threads(self.n_threads)
-        return finite
 
     def _fail(self, sequence: Sequence, error: ModelctlError) -> None:
         self._emit(Failed(sequence.id, error.status, error.message, error.hint or ""))
@@ -232,16 +283,21 @@ class Engine:
             "cache_idle": sum(cache.n_idle for cache in caches),
             "threads": self.shared.threads.n,
             "reserve_ms": round(self.shared.scheduler.reserve_cost * 1e3, 3),
-            "attached": sorted(self.base.attached),
+            "attached": sorted(self._paths),
+            "batches": self.shared.mixed.why if self.shared.mixed else "",
             "mixes": [{"mix": list(m), **c} for lane in self.lanes for m, c in lane.by_mix.items()],
         }
 
     def close(self) -> None:
+        for lane in self.lanes if hasattr(self, "shared") else ():
+            lane.close()
         for context in self._contexts:
             context.close()
         if self.embedder:
             self.embedder.close()
         self.base.close()
+        for padded in self._padded:
+            padded.close()
 
 
 def physical_cores() -> int:

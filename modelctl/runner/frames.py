@@ -72,13 +72,15 @@ class Load(msgspec.Struct, tag="load", omit_defaults=True):
 
     path: str
     n_ctx: int = 4096  # the longest one sequence may grow
-    n_cells: int = 0  # KV cells that all sequences share; 0: 2 * n_ctx
+    n_cells: int = 0  # KV cells that all sequences share; 0: each has its own, if there is memory for that
     n_parallel: int = 8  # sequences that may generate at once
     n_batch: int = 512
     n_gpu_layers: int = -1
     main_gpu: int = 0
     use_mmap: bool = True
     n_threads: int = 0  # 0: adapt to the machine
+    mixed: str = "auto"  # different mixes in one batch: "auto", "always" or "never"
+    mixed_rank: int = 256  # the adapters joined for that have at most this rank in sum
     adapters: list[AdapterFile] = []
 
 

@@ -17,6 +17,7 @@ from modelctl.runner import logprobs
 from modelctl.runner.cache import PrefixCache
 from modelctl.runner.frames import Delta
 from modelctl.runner.llama import Base, Context
+from modelctl.runner.mixed import Mixed, StepTimes
 from modelctl.runner.scheduler import Plan, Scheduler
 from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
@@ -29,7 +30,15 @@ class Lane:
     """The ordinary lane: cells and prefixes are shared, batches take whatever shape the work has."""
 
     def __init__(
-        self, base: Base, context: Context, cache: PrefixCache, *, n_parallel: int, threads: Threads, fail: Fail
+        self,
+        base: Base,
+        context: Context,
+        cache: PrefixCache,
+        *,
+        n_parallel: int,
+        threads: Threads,
+        fail: Fail,
+        mixed: Mixed | None = None,
     ) -> None:
         """`fail` is told of each sequence that ends in an error; the others end in a Delta with `done`."""
         self.base = base
@@ -40,10 +49,11 @@ class Lane:
         self.scheduler = Scheduler(n_batch=context.n_batch)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.counts = {"steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
+        self.counts = {"steps": 0, "mixed_steps": 0, "rows": 0, "generated": 0, "preempted": 0, "failed": 0}
         self.by_mix: dict[Scales, Counter[str]] = defaultdict(Counter)
         self._tell_failed = fail
-        self._usual: dict[int, float] = {}  # seconds of a step by its rows, without a change of mix
+        self.mixed = mixed
+        self.times = mixed.times if mixed else StepTimes()
 
     @property
     def busy(self) -> bool:
@@ -53,7 +63,7 @@ class Lane:
         """Advance what is due by one batch; the new text."""
         deltas = self._reap()
         self._admit()
-        plan = self.scheduler.plan(self.running)
+        plan = self.scheduler.plan(self.running, self._together())
         if plan is not None:
             n_reserves, started = self.context.n_reserves, time.perf_counter()
             deltas += self._advance(plan)
@@ -62,18 +72,25 @@ class Lane:
             self._learn(plan, seconds, changed=self.context.n_reserves != n_reserves)
         return deltas
 
+    def _together(self) -> frozenset[Scales]:
+        """The mixes that share their batches."""
+        if self.mixed is None:
+            return frozenset()
+        overhead = self.scheduler.reserve_cost / self.scheduler.quantum
+        return self.mixed.choose(Counter(s.scales for s in self.running), time.perf_counter(), overhead)
+
     def _learn(self, plan: Plan, seconds: float, *, changed: bool) -> None:
         """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""
         if any(n > 1 for _, n in plan.rows):
             return
-        rows = self._n_rows(plan)
-        usual = self._usual.get(rows, seconds)
+        rows, masked = self._n_rows(plan), plan.scales is None
         if changed:
-            extra = max(0.0, seconds - usual)
+            extra = max(0.0, seconds - (self.times.usual(masked, rows) or seconds))
             self.scheduler.reserve_cost += 0.2 * (extra - self.scheduler.reserve_cost)
         else:
-            self._usual[rows] = usual + 0.2 * (seconds - usual)
-            self.context.set_threads(self.threads.record(rows, seconds, time.perf_counter()))
+            now = time.perf_counter()
+            self.times.learn(masked, rows, seconds, now)
+            self.context.set_threads(self.threads.record((masked, rows), seconds, now))
 
     def _n_rows(self, plan: Plan) -> int:
         """Of the batch: with more of them a step takes longer."""
@@ -106,34 +123,77 @@ class Lane:
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Admit by KV space. What is idle can go, what runs cannot; alone, a sequence always fits."""
+        if not self.context.unified:
+            return True  # each slot holds a whole context
         used = sum(len(s.tokens) for s in self.running)
         return not self.running or used + len(sequence.tokens) + len(self.running) < self.context.n_cells
 
     def _advance(self, plan: Plan) -> list[Delta]:
-        try:
-            now = time.perf_counter_ns()
-            for sequence, _ in plan.rows:
-                sequence.started = sequence.started or now
+        now = time.perf_counter_ns()
+        for sequence, _ in plan.rows:
+            sequence.started = sequence.started or now
+        deltas: list[Delta] = []
+        for batch in self._batches(plan):
+            try:
+                done, wanted = self._decode(batch)
+            except LoadFailed as error:
+                for sequence, _ in batch.rows:
+                    self._fail(sequence, error)
+                continue
+            self.counts["steps"] += 1
+            self.counts["mixed_steps"] += done.scales is None
+            self.counts["rows"] += sum(n for _, n in done.rows)
+            deltas += self._sample(wanted)
+        return deltas
+
+    def _batches(self, plan: Plan) -> list[Plan]:
+        """What llama.cpp computes in one go. Where each sequence has its own cells, that is as many rows of each of
+        several neighbours; what does not fit is computed batch by batch, here rather than there, so that it is known
+        which rows are under way."""
+        if self.context.unified:
+            return [plan]
+        batches: list[list[tuple[Sequence, int]]] = []
+        for sequence, n in sorted(plan.rows, key=lambda row: (row[1], row[0].slot)):
+            last = batches[-1][-1] if batches else None
+            if last is not None and last[1] == n and last[0].slot + 1 == sequence.slot:
+                batches[-1].append((sequence, n))
+            else:
+                batches.append([(sequence, n)])
+        return [Plan(plan.scales, tuple(rows)) for rows in batches]
+
+    def _set_mix(self, plan: Plan, wanted: list[int]) -> None:
+        if plan.scales is None:
+            assert self.mixed is not None
+            self.mixed.enter([s.scales for s, n in plan.rows for _ in range(n)], wanted)
+        else:
+            if self.mixed is not None:
+                self.mixed.leave()
             self.context.set_mix(plan.scales)
-            plan, wanted = self._decode(plan)
-        except LoadFailed as error:
-            for sequence, _ in plan.rows:
-                self._fail(sequence, error)
-            return []
-        self.counts["steps"] += 1
-        self.counts["rows"] += sum(n for _, n in plan.rows)
-        return self._sample(wanted)
 
     def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
         """Decode the plan, making room as needed. Returns what was decoded in the end, and the batch rows whose
         logits are there now, in order."""
-        while plan.rows and not self.context.decode(*rows_of(plan)):
+        while plan.rows:
+            rows = rows_of(plan)
+            self._set_mix(plan, rows[-1])
+            if self.context.decode(*rows):
+                break
             if not self.cache.evict():
                 plan = self._preempt(plan)
+        if plan.scales is None and plan.rows and self.mixed is not None and self.mixed.problem:
+            return self._take_back(plan), []
         for sequence, n in plan.rows:
             sequence.n_done += n
         ends = np.cumsum([n for _, n in plan.rows]) - 1
         return plan, [(s, int(end)) for (s, _), end in zip(plan.rows, ends, strict=True) if s.n_pending == 0]
+
+    def _take_back(self, plan: Plan) -> Plan:
+        """What was computed cannot be trusted: forget it, and go on natively."""
+        assert self.mixed is not None
+        self.mixed.refused = self.mixed.problem
+        for sequence, _ in plan.rows:
+            self.context.cut(sequence.slot, sequence.n_done)
+        return Plan(None, ())
 
     def _preempt(self, plan: Plan) -> Plan:
         """No cell is free: the youngest goes back to the queue and is computed again later."""
@@ -216,6 +276,11 @@ class Lane:
         if sequence.sampler:
             sequence.sampler.close()
 
+    def close(self) -> None:
+        """Before the context and the adapters."""
+        if self.mixed is not None:
+            self.mixed.close()
+
     def _book(self, sequence: Sequence) -> None:
         counts = self.by_mix[sequence.scales]
         counts["requests"] += 1
@@ -243,10 +308,11 @@ class ExactLane(Lane):
     def _n_rows(self, plan: Plan) -> int:
         return self.n_rows
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        return True  # each stream holds a whole context
+    def _batches(self, plan: Plan) -> list[Plan]:
+        return [plan]
 
     def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
+        self._set_mix(plan, [])
         prompts = [s for s, _ in plan.rows if not s.generating]
         if prompts:
             sequence = min(prompts, key=lambda s: s.started)

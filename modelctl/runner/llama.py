@@ -24,7 +24,8 @@ _ATTR_CONTROL = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_U
 _LEVELS = {2: "info", 3: "warn", 4: "error"}
 _log_level = 3
 
-Rows = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+EvalCallback = Callable[[int, bool, object], bool]  # (address of a node, "do you want it?", unused)
+_N_WORDS = 128  # of a llama_context in which its own parameters are looked for
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes callback type
@@ -109,6 +110,13 @@ class Base:
         return not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     @property
+    def cell_bytes(self) -> int:
+        """Bytes of f16 memory for one token, in a model whose layers are all alike."""
+        m = self._model
+        head = lib.llama_model_n_embd(m) // max(1, lib.llama_model_n_head(m))
+        return int(lib.llama_model_n_layer(m) * lib.llama_model_n_head_kv(m) * head * 2 * 2)
+
+    @property
     def has_pooling(self) -> bool:
         """Whether the GGUF says how token embeddings become one; embedding models do."""
         key = f"{self._meta('general.architecture')}.pooling_type"
@@ -156,9 +164,7 @@ class Base:
         return out.raw[:n]
 
     def attach(self, digest: str, path: str) -> None:
-        """Load an adapter; it computes nothing until a mix names it. Attached already: nothing happens."""
-        if digest in self._adapters:
-            return
+        """Load an adapter; it computes nothing until a mix names it."""
         adapter = lib.llama_adapter_lora_init(self._model, path.encode())
         if not adapter:  # a NULL from ctypes is falsy but not None
             raise LoadFailed(f"llama.cpp could not load the adapter {digest[:19]}; its log says why")
@@ -166,6 +172,13 @@ class Base:
 
     def adapter(self, digest: str) -> Any:
         return self._adapters[digest]
+
+    def native_order(self, digests: Sequence[str]) -> list[str]:
+        """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
+        the order is part of the result."""
+        handed = list(reversed(digests))
+        addresses = [ctypes.cast(self._adapters[d], ctypes.c_void_p).value or 0 for d in handed]
+        return [handed[i] for i in hash_order(addresses)]
 
     def detach(self, digest: str) -> None:
         """Free one adapter. No context may have it in its mix."""
@@ -184,6 +197,16 @@ class Base:
             self._model = None
 
 
+def hash_order(addresses: Sequence[int]) -> list[int]:
+    """The order in which libstdc++'s `unordered_map` walks pointer keys that were inserted as given: newest first, but
+    next to those of the same bucket. Up to 13 keys there are 13 buckets; more are not asked about."""
+    order: list[int] = []
+    for i, address in enumerate(addresses):
+        mates = (at for at, j in enumerate(order) if addresses[j] % 13 == address % 13)
+        order.insert(next(mates, 0), i)
+    return order
+
+
 class Context:
     """KV cells and compute buffers on one Base. One batch at a time, under one set of adapters."""
 
@@ -197,10 +220,10 @@ class Context:
         n_threads: int,
         unified: bool = True,
         embeddings: bool = False,
-        callback: Callable[..., bool] | None = None,
+        callback: EvalCallback | None = None,
     ) -> None:
         """`unified`: sequences share cells; otherwise each has n_cells / n_seq of its own. `embeddings`: made for
-        `embedding` instead of `logits`. `callback`: see ggml_backend_sched_eval_callback."""
+        `embedding` instead of `logits`. `callback`: see ggml_backend_sched_eval_callback; off until `watch(True)`."""
         params = lib.llama_context_default_params()
         params.n_ctx = n_cells
         params.n_batch = params.n_ubatch = n_batch  # one ubatch a batch, so a batch that finds no cells leaves no trace
@@ -213,7 +236,7 @@ class Context:
         if embeddings and not base.has_pooling:
             params.pooling_type = lib.LLAMA_POOLING_TYPE_LAST  # what generative models are taken for, here as in Ollama
         if callback is not None:
-            self._callback = lib.ggml_backend_sched_eval_callback(callback)
+            self._callback = lib.ggml_backend_sched_eval_callback(callback)  # kept: a collected one would segfault
             params.cb_eval = self._callback
         self._base = base
         self._ctx = lib.llama_init_from_model(base.handle, params)
@@ -222,21 +245,46 @@ class Context:
         self._memory = lib.llama_get_memory(self._ctx)
         self._mix: tuple[tuple[str, float], ...] = ()
         self._batch = _Batch(n_batch)
+        self.unified = unified
         self.n_cells = int(lib.llama_n_ctx(self._ctx))
         self.n_batch = n_batch
+        self._switch = self._find_switch() if callback is not None else None
         self.n_reserves = 0  # each real change of adapters rebuilds llama.cpp's graphs
 
     @property
     def handle(self) -> Any:
         return self._ctx
 
+    def _find_switch(self) -> ctypes.c_uint64 | None:
+        """Where the context keeps its callback. llama.cpp has no call to take a callback out again, and asking about
+        each node of each graph costs a few percent; so the one word with our function's address is found and zeroed."""
+        address = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
+        start = ctypes.cast(self._ctx, ctypes.c_void_p).value or 0
+        words = (ctypes.c_uint64 * _N_WORDS).from_address(start)
+        found = [i for i, word in enumerate(words) if word == address]
+        if len(found) != 1:
+            return None
+        switch = ctypes.c_uint64.from_address(start + 8 * found[0])
+        switch.value = 0
+        self._callback_address = address
+        return switch
+
+    @property
+    def can_watch(self) -> bool:
+        return self._switch is not None
+
+    def watch(self, on: bool) -> None:
+        """Whether the callback is called; counts from the next change of mix on, which makes llama.cpp look again."""
+        if self._switch is not None:
+            self._switch.value = self._callback_address if on else 0
+
     def set_mix(self, scales: tuple[tuple[str, float], ...]) -> None:
         """Adapters and scales for the decodes that follow; the same again costs nothing."""
         if scales == self._mix:
             return
         n = len(scales)
-        adapters = (lib.llama_adapter_lora_p_ctypes * max(n, 1))(*(self._base.adapter(d) for d, _ in scales))
-        values = (ctypes.c_float * max(n, 1))(*(s for _, s in scales))
+        adapters = (lib.llama_adapter_lora_p_ctypes * max(n, 1))(*(self._base.adapter(d) for d, _ in reversed(scales)))
+        values = (ctypes.c_float * max(n, 1))(*(s for _, s in reversed(scales)))
         if lib.llama_set_adapters_lora(self._ctx, adapters, n, values) != 0:
             raise LoadFailed("llama.cpp refused the adapters of this mix")
         self._mix = scales
@@ -271,18 +319,20 @@ class Context:
         return bool(lib.llama_memory_seq_rm(self._memory, seq, start, -1))
 
     def share(self, source: int, target: int, end: int) -> None:
-        """Give `target` the first `end` positions of `source`, without copying cells."""
-        lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        """Give `target`, which is empty, the first `end` positions of `source`. Shared cells are not copied; where each
+        sequence has its own, all of them are, at the next decode."""
+        if self.unified:
+            lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        else:
+            lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.cut(target, end)
 
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, False)
 
     @property
     def n_kv_bytes(self) -> int:
-        """Bytes of the f16 KV cache, for a model whose layers are all alike."""
-        m = self._base.handle
-        head = lib.llama_model_n_embd(m) // max(1, lib.llama_model_n_head(m))
-        return int(self.n_cells * lib.llama_model_n_layer(m) * lib.llama_model_n_head_kv(m) * head * 2 * 2)
+        return self.n_cells * self._base.cell_bytes
 
     def set_threads(self, n: int) -> None:
         lib.llama_set_n_threads(self._ctx, n, n)

@@ -3,11 +3,13 @@
 llama.cpp decodes a whole batch under one set of adapters, and changing the set costs a rebuild of its graphs. So mixes
 take turns: each may use the context for a quantum of time, then the next one that has work. A mix that overran its
 quantum has that much less next time (deficit round-robin), so every mix gets the same share whatever its prompts.
+Mixes that can run in one batch (see mixed.py) have one turn together, which is as long as theirs would be one by one.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
@@ -20,9 +22,9 @@ RESERVES_PER_QUANTUM = 10  # at most a tenth of the time goes into changing adap
 
 @dataclass(frozen=True)
 class Plan:
-    """One batch: under `scales`, the next `n` pending tokens of each sequence."""
+    """The next `n` pending tokens of each sequence, all under `scales`; None: each under its own, in one batch."""
 
-    scales: Scales
+    scales: Scales | None
     rows: tuple[tuple[Sequence, int], ...]
 
 
@@ -34,8 +36,8 @@ class Scheduler:
     n_batch: int = 512
     n_chunk: int = 128
     reserve_cost: float = 0.010  # seconds; measured by the engine
-    _turns: deque[Scales] = field(default_factory=deque)
-    _credit: dict[Scales, float] = field(default_factory=dict)
+    _turns: deque[Scales | None] = field(default_factory=deque)
+    _credit: dict[Scales | None, float] = field(default_factory=dict)
 
     @property
     def quantum(self) -> float:
@@ -54,17 +56,17 @@ class Scheduler:
             counts[sequence.scales] = counts.get(sequence.scales, 0) + 1
         return min(waiting, key=lambda s: (counts.get(s.scales, 0), s.arrived))
 
-    def plan(self, running: Many[Sequence]) -> Plan | None:
-        """The next batch; None when nothing runs."""
-        by_mix: dict[Scales, list[Sequence]] = {}
+    def plan(self, running: Many[Sequence], together: Container[Scales] = ()) -> Plan | None:
+        """The next batch; None when nothing runs. The mixes in `together` share their batches."""
+        by_turn: dict[Scales | None, list[Sequence]] = {}
         for sequence in running:
-            by_mix.setdefault(sequence.scales, []).append(sequence)
-        if not by_mix:
+            by_turn.setdefault(None if sequence.scales in together else sequence.scales, []).append(sequence)
+        if not by_turn:
             self._turns.clear()
             self._credit.clear()
             return None
-        scales = self._turn(by_mix)
-        return Plan(scales, tuple(self.rows(by_mix[scales])))
+        turn = self._turn(by_turn)
+        return Plan(turn, tuple(self.rows(by_turn[turn])))
 
     def charge(self, plan: Plan, seconds: float) -> None:
         """Book what the plan's batch took."""
@@ -86,16 +88,17 @@ class Scheduler:
             budget -= n
         return chosen
 
-    def _turn(self, by_mix: dict[Scales, list[Sequence]]) -> Scales:
-        """The mix whose turn it is, rotating past those that have no work or no credit."""
-        for scales in [t for t in self._turns if t not in by_mix]:
-            self._turns.remove(scales)
-            self._credit.pop(scales, None)
-        for scales in by_mix:
-            if scales not in self._turns:
-                self._turns.append(scales)
-                self._credit[scales] = self.quantum
+    def _turn(self, by_turn: dict[Scales | None, list[Sequence]]) -> Scales | None:
+        """Whose turn it is, rotating past those that have no work or no credit."""
+        for turn in [t for t in self._turns if t not in by_turn]:
+            self._turns.remove(turn)
+            self._credit.pop(turn, None)
+        for turn in by_turn:
+            if turn not in self._turns:
+                self._turns.append(turn)
+                self._credit[turn] = self.quantum
         while self._credit[self._turns[0]] <= 0:
-            self._credit[self._turns[0]] += self.quantum
+            n_mixes = len({s.scales for s in by_turn[self._turns[0]]})
+            self._credit[self._turns[0]] += self.quantum * n_mixes
             self._turns.rotate(-1)
         return self._turns[0]

@@ -9,6 +9,7 @@ slowdown brings one at once.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from statistics import median
 
 N_TRIAL = 3  # steps a try lasts, and a median is taken over
@@ -21,7 +22,7 @@ class Threads:
     def __init__(self, n_max: int, *, fixed: bool = False) -> None:
         self.n = self.n_max = max(1, n_max)
         self._fixed = fixed or self.n_max == 1
-        self._rows = 0
+        self._shape: Hashable = None
         self._recent: deque[float] = deque(maxlen=N_TRIAL)
         self._best = 0.0
         self._trial: list[float] = []
@@ -31,21 +32,21 @@ class Threads:
         self._next = 0.0
         self._last = 0.0  # when a try ended
 
-    def record(self, rows: int, seconds: float, now: float) -> int:
-        """A step of `rows` generated tokens took `seconds`; returns the count for the next step."""
+    def record(self, shape: Hashable, seconds: float, now: float) -> int:
+        """A step that generates took `seconds`; returns the count for the next one. Only steps of one shape compare."""
         if self._fixed:
             return self.n
-        if rows != self._rows:
-            self._start_over(rows, now)
+        if shape != self._shape:
+            self._start_over(shape, now)
         elif self.n != self._home:
             self._judge(seconds, now)
         else:
             self._watch(seconds, now)
         return self.n
 
-    def _start_over(self, rows: int, now: float) -> None:
-        """Another batch shape: earlier times say nothing about it."""
-        self._rows, self.n = rows, self._home
+    def _start_over(self, shape: Hashable, now: float) -> None:
+        """Earlier times say nothing about it."""
+        self._shape, self.n = shape, self._home
         self._recent.clear()
         self._trial.clear()
         self._best = 0.0

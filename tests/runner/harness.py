@@ -37,7 +37,7 @@ Mix = dict[str, float]  # adapter name -> scale; the harness uses names as diges
 class Harness:
     def __init__(self, base: Path, adapters: dict[str, Path], *, exact: bool = True, **load: Any) -> None:
         files = [AdapterFile(name, str(path)) for name, path in adapters.items()]
-        load = {"n_ctx": 512, "n_cells": 4096, **load}
+        load = {"n_ctx": 512, **load}
         self.engine = Engine(Load(path=str(base), adapters=files, **load), self._collect)
         self.preparer = Preparer(self.engine.base, self.engine.n_ctx)
         self.text: dict[int, str] = {}

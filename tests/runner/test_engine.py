@@ -28,6 +28,15 @@ def engine(base: Path, adapters: dict[str, Path]) -> Iterator[Harness]:
     harness.close()
 
 
+@pytest.fixture(scope="module", params=["shared cells", "never mixed", "always mixed"])
+def variant(request: pytest.FixtureRequest, base: Path, adapters: dict[str, Path]) -> Iterator[Harness]:
+    """The engine as `engine` is not: with cells that all sequences share, and in either mode."""
+    load = {"shared cells": {"n_cells": 4096}, "never mixed": {"mixed": "never"}, "always mixed": {"mixed": "always"}}
+    harness = Harness(base, adapters, **load[request.param])
+    yield harness
+    harness.close()
+
+
 @pytest.fixture(scope="module")
 def cold(base: Path, adapters: dict[str, Path]) -> Iterator[Harness]:
     """A second engine whose cache is emptied before each use: what a fresh start would answer."""
@@ -77,6 +86,14 @@ def test_a_crowd_of_mixes_each_gets_its_own_voice(engine: Harness) -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_random_traffic_equals_cold_starts(engine: Harness, cold: Harness, deterministic: bool) -> None:
+    check_random_traffic(engine, cold, deterministic)
+
+
+def test_random_traffic_in_every_mode(variant: Harness, cold: Harness) -> None:
+    check_random_traffic(variant, cold, deterministic=False)
+
+
+def check_random_traffic(engine: Harness, cold: Harness, deterministic: bool) -> None:
     """Prefix hits, crowds, cancels and rescales: bit for bit when deterministic, within the base's noise otherwise."""
     rng = random.Random(7)
     questions = [SPAIN, CATS, "Hi", "Name a colour.", "What is the capital of France?"]
@@ -140,7 +157,7 @@ def test_cancel_frees_the_slot_at_the_next_step(engine: Harness) -> None:
 
 
 def test_seeds_repeat_and_differ(engine: Harness) -> None:
-    answers = [engine.ask(CATS, temperature=1.0, seed=seed, n=16) for seed in (1, 1, 2)]
+    answers = [engine.ask(CATS, temperature=1.0, seed=seed, n=16, deterministic=True) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
 
 
@@ -231,7 +248,7 @@ def test_attach_is_idempotent_and_all_or_nothing(engine: Harness, adapters: dict
     engine.engine.inbox.put(Attach(91, files))
     engine.step()
     assert isinstance(engine.failed[91], Failed)
-    assert engine.engine.base.attached == {"pirate", "json", "shout"}
+    assert set(engine.engine.stats()["attached"]) == {"pirate", "json", "shout"}
     engine.engine.inbox.put(Attach(92, [AdapterFile("pirate", "/nowhere")]))
     engine.step()
     assert isinstance(engine.other.pop(), Attached)

@@ -1,11 +1,15 @@
-"""Tiny models of random weights, for memory kinds that the example base does not have."""
+"""Tiny models of random weights, for what the example base does not have, and adapters of random weights for any."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+
+from modelctl.gguf_check import read_header
 
 N_EMBD, N_INNER, N_STATE, N_CONV, N_DT, N_LAYERS = 32, 64, 8, 4, 4, 2
 
@@ -44,6 +48,86 @@ def mamba(target: Path) -> Path:
         writer.add_tensor(block + "ssm_a", -np.exp(rng.standard_normal((N_INNER, N_STATE))).astype(np.float32))
         tensor(block + "ssm_d", N_INNER)
         tensor(block + "ssm_out.weight", N_EMBD, N_INNER)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def mixture(target: Path) -> Path:
+    """A llama with four experts, two of which see each token, and an output matrix of its own."""
+    n_embd, n_ff, n_expert = 64, 64, 4
+    rng = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(n_embd)
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_block_count(N_LAYERS)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_expert_count(n_expert)
+    writer.add_expert_used_count(2)
+    n_vocab = _byte_vocabulary(writer)
+
+    def tensor(name: str, *shape: int, scale: float = 0.2) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) * scale).astype(np.float32))
+
+    tensor("token_embd.weight", n_vocab, n_embd, scale=1)
+    tensor("output.weight", n_vocab, n_embd, scale=1)
+    writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
+    for i in range(N_LAYERS):
+        block = f"blk.{i}."
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}{norm}.weight", np.ones(n_embd, np.float32))
+        tensor(block + "attn_q.weight", n_embd, n_embd)
+        tensor(block + "attn_k.weight", n_embd // 2, n_embd)
+        tensor(block + "attn_v.weight", n_embd // 2, n_embd)
+        tensor(block + "attn_output.weight", n_embd, n_embd)
+        tensor(block + "ffn_gate_inp.weight", n_expert, n_embd)
+        tensor(block + "ffn_gate_exps.weight", n_expert, n_ff, n_embd)
+        tensor(block + "ffn_up_exps.weight", n_expert, n_ff, n_embd)
+        tensor(block + "ffn_down_exps.weight", n_expert, n_embd, n_ff)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def random_adapter(
+    base: Path,
+    target: Path,
+    seed: int,
+    *,
+    modules: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
+    rank: int = 16,
+    alpha: float = 32.0,
+    dtype: type[np.floating[Any]] = np.float16,
+) -> Path:
+    """An adapter for each matrix of `base` whose name has one of `modules` in it."""
+    header = read_header(base)
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(target, header.architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+
+    def tensor(name: str, *shape: int, scale: float) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) * scale).astype(dtype))
+
+    for name, found in header.tensors.items():
+        if len(found.shape) < 2 or not any(f".{module}" in f".{name}" for module in modules):
+            continue
+        n_in, n_out, *experts = found.shape
+        if name == "token_embd.weight":  # looked up, so the other way round
+            tensor(f"{name}.lora_a", n_out, rank, scale=0.2)
+            tensor(f"{name}.lora_b", n_in, rank, scale=0.02)
+        else:
+            tensor(f"{name}.lora_a", *experts, rank, n_in, scale=n_in**-0.5)
+            tensor(f"{name}.lora_b", *experts, n_out, rank, scale=0.02)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -122,12 +122,15 @@ def _parameters(model: Model) -> str:
 async def ps(request: Request) -> Response:
     desk = service(request)
     now = asyncio.get_running_loop().time()
-    return reply(
-        native.PsReply([_running(entry, now, desk.mixes.current(entry.model)) for entry in desk.runners.loaded()])
-    )
+    batches = {state.base: str(state.stats.get("batches", "")) for state in await desk.runners.states()}
+    running = [
+        _running(entry, now, desk.mixes.current(entry.model), batches.get(entry.model.base_digest, ""))
+        for entry in desk.runners.loaded()
+    ]
+    return reply(native.PsReply(running))
 
 
-def _running(entry: Loaded, now: float, scales: dict[str, float]) -> native.RunningModel:
+def _running(entry: Loaded, now: float, scales: dict[str, float], batches: str) -> native.RunningModel:
     left = FOR_EVER if entry.expires == math.inf else entry.expires - now
     return native.RunningModel(
         name=entry.model.name,
@@ -143,6 +146,7 @@ def _running(entry: Loaded, now: float, scales: dict[str, float]) -> native.Runn
         load_count=entry.load_count,
         in_flight=entry.users,
         device=entry.ready.device,
+        batches=batches,
     )
 
 

@@ -1,0 +1,212 @@
+"""Several adapters as one: joined along the rank, so that a mask on the `A x` of each token can choose among them.
+
+For adapters i, W x + B_i A_i x = W x + [B_1 B_2 ...] (mask_i * [A_1; A_2; ...] x). Weights stay as they are, so each
+token computes the very bits that its own adapter alone would give, as long as the parts begin at multiples of a SIMD
+register: hence `PAD`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modelctl.errors import LoadFailed
+from modelctl.gguf_check import InvalidGGUF, read_header
+
+A, B = ".lora_a", ".lora_b"
+PAD = 16  # floats in the widest register that llama.cpp's matrix products use
+TILE = 4  # rows of a matrix that those products need a multiple of; else they go another way, and round otherwise
+EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
+_FLOATS = ("F32", "F16")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of one joined A are `digest`'s; llama.cpp would scale its delta by s * alpha / rank."""
+
+    digest: str
+    start: int
+    stop: int
+    alpha: float
+
+    def factor(self, scale: float) -> np.float32:
+        """What llama.cpp multiplies by, in its order and its precision (`llama_adapter_lora_weight::get_scale`)."""
+        if not self.alpha:
+            return np.float32(scale)
+        return np.float32(np.float32(scale) * np.float32(self.alpha)) / np.float32(self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one joined tensor are owned. `is_expert`: one matrix per expert."""
+
+    parts: tuple[Part, ...]
+    is_expert: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A GGUF adapter in memory, which lives until `close`. `factor` is the scale to run it at: what the parts' own
+    factors at scale 1 are, where that is one power of two, else 1."""
+
+    fd: int
+    digests: tuple[str, ...]
+    layouts: Mapping[str, Layout]  # name of the base's tensor -> who owns what
+    factor: float
+
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self.fd}"
+
+    @property
+    def rank(self) -> int:
+        return max((layout.parts[-1].stop for layout in self.layouts.values()), default=0)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Source:
+    """One adapter file, its tensors mapped into memory. Raises `LoadFailed` where it cannot be read."""
+
+    def __init__(self, digest: str, path: str) -> None:
+        import gguf  # takes a quarter of a second
+
+        try:
+            reader = gguf.GGUFReader(path)
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise LoadFailed(f"the adapter {digest[:19]} cannot be read: {error}") from None
+        self.digest = digest
+        self.architecture = str(reader.fields["general.architecture"].contents())
+        alpha = reader.fields.get("adapter.lora.alpha")
+        self.alpha = float(alpha.contents()) if alpha else 0.0
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the base's tensors that this adapter changes."""
+        return [name.removesuffix(A) for name in self.tensors if name.endswith(A)]
+
+    def rank(self, name: str) -> int:
+        return int(self.tensors[name + B].shape[0])
+
+    def n_out(self, name: str) -> int:
+        return int(self.tensors[name + B].shape[1])
+
+    @cached_property
+    def max_rank(self) -> int:
+        return max(map(self.rank, self.names), default=0)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Matrices of floats."""
+        return all(
+            t.tensor_type.name in _FLOATS and (len(t.shape) == 2 or t.shape[2] == 1) for t in self.tensors.values()
+        )
+
+    @property
+    def kind(self) -> object:
+        """Adapters of equal kind may be joined. Others cannot be with anything: quantised weights, experts (whose
+        product goes another way), ranks that are no multiple of `PAD`, outputs that are none of `TILE`."""
+        if not self.is_plain or any(self.rank(name) % PAD or self.n_out(name) % TILE for name in self.names):
+            return self.digest
+        types = {(self.tensors[name + A].tensor_type, self.tensors[name + B].tensor_type) for name in self.names}
+        return types.pop() if len(types) == 1 else self.digest
+
+
+def join(sources: Sequence[Source]) -> Joined:
+    """Write the joined adapter to memory. The sources are of one kind, or one alone."""
+    names = list(dict.fromkeys(name for source in sources for name in source.names))
+    layouts: dict[str, Layout] = {}
+    tensors: list[tuple[str, npt.NDArray[Any], Any]] = []
+    for name in names:
+        owners = [source for source in sources if name + A in source.tensors]
+        layouts[name] = _layout(name, owners)
+        axis = -1 if name == EMBEDDING else -2
+        tensors.append((name + A, *_concatenated([s.tensors[name + A] for s in owners], axis)))
+        tensors.append((name + B, *_concatenated([s.tensors[name + B] for s in owners], -1)))
+    interned: dict[Layout, Layout] = {}
+    layouts = {name: interned.setdefault(layout, layout) for name, layout in layouts.items()}
+    fd = _write("joined-adapter", sources[0].architecture, 0.0, tensors)
+    return Joined(fd, tuple(s.digest for s in sources), layouts, _common_factor(interned))
+
+
+def needs_padding(path: str) -> bool:
+    """Whether the adapter's rank keeps it from being joined, and zeros would help."""
+    try:
+        tensors = read_header(Path(path)).tensors
+    except InvalidGGUF:
+        return False  # llama.cpp will say what is wrong with it
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(B)}
+    plain = all(t.type in _FLOATS and len(t.shape) == 2 for t in tensors.values()) and EMBEDDING + A not in tensors
+    return plain and len(ranks) == 1 and ranks.pop() % PAD != 0
+
+
+def pad(source: Source) -> Joined:
+    """An adapter that `needs_padding` with zeros up to a rank that can be joined. alpha grows with the rank, so that
+    alpha / rank stays."""
+    rank = source.max_rank
+    n_more = -rank % PAD
+    tensors: list[tuple[str, npt.NDArray[Any], Any]] = []
+    for name in source.names:
+        a, b = np.asarray(source.tensors[name + A].data), np.asarray(source.tensors[name + B].data)
+        tensors.append((name + A, np.pad(a, ((0, n_more), (0, 0))), None))
+        tensors.append((name + B, np.pad(b, ((0, 0), (0, n_more))), None))
+    alpha = source.alpha * (rank + n_more) / rank
+    fd = _write("padded-adapter", source.architecture, alpha, tensors)
+    return Joined(fd, (source.digest,), {}, 1.0)
+
+
+def _layout(name: str, owners: Sequence[Source]) -> Layout:
+    ends = np.cumsum([source.rank(name) for source in owners]).tolist()
+    parts = [Part(s.digest, i, j, s.alpha) for s, i, j in zip(owners, [0, *ends], ends, strict=False)]
+    return Layout(tuple(parts), is_expert=_is_expert(owners[0].tensors[name + B]))
+
+
+def _is_expert(tensor: Any) -> bool:
+    """Whether it holds a matrix per expert."""
+    return len(tensor.shape) > 2 and bool(tensor.shape[2] > 1)
+
+
+def _concatenated(tensors: Sequence[Any], axis: int) -> tuple[npt.NDArray[Any], Any]:
+    if len(tensors) == 1:
+        return np.asarray(tensors[0].data), tensors[0].tensor_type
+    return np.ascontiguousarray(np.concatenate([t.data for t in tensors], axis)), tensors[0].tensor_type
+
+
+def _common_factor(layouts: Mapping[Layout, Layout]) -> float:
+    factors = {float(part.factor(1.0)) for layout in layouts for part in layout.parts}
+    factor = factors.pop() if len(factors) == 1 else 1.0
+    return factor if np.frexp(factor)[0] in (0.5, -0.5) else 1.0
+
+
+def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]) -> int:
+    """A GGUF adapter in memory-backed storage; its file descriptor. alpha 0: llama.cpp takes the scale as it is."""
+    import gguf
+
+    try:
+        fd = os.memfd_create(name)
+    except (OSError, AttributeError) as error:
+        raise LoadFailed(f"no memory file for a joined adapter: {error}") from None
+    try:
+        writer = gguf.GGUFWriter(Path(f"/proc/self/fd/{fd}"), architecture)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        for tensor, data, kind in tensors:
+            writer.add_tensor(tensor, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

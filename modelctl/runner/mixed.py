@@ -1,0 +1,321 @@
+"""Different mixes in one batch: which adapters are joined for it, and when it is the faster way.
+
+Adapters in use are joined into as few as can be (joined.py) and masked per token (mask.py). A mix with several adapters
+needs them in several joined ones, in the order in which llama.cpp adds them, because sums of floats depend on it.
+What cannot be masked to the very bits of a native batch, runs natively, in turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from modelctl.errors import LoadFailed
+from modelctl.runner.joined import Joined, Source, join
+from modelctl.runner.llama import Base, Context
+from modelctl.runner.mask import Masker
+from modelctl.runner.sequence import Scales
+
+Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
+MODES = ("auto", "always", "never")
+N_GROUPS = 13  # `hash_order` knows no more
+N_LOADS = 8  # tries to get addresses that llama.cpp walks in the right order
+N_ALONE = 10  # steps with one mix only, after which it runs natively
+KEEP = 30.0  # seconds an adapter stays joined after its last use
+STALE = 30.0  # seconds after which a measured time is asked again
+GAIN = 0.9  # a change of mode must promise this much
+EXACT = 1e-3  # a masked logit may differ this much from a native one: it differs by 0 where masking works
+
+
+class StepTimes:
+    """Seconds of a step that generates one token a row, as measured, natively and masked."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bool, int], tuple[float, float]] = {}  # (masked, rows) -> (seconds, when)
+
+    def learn(self, masked: bool, rows: int, seconds: float, now: float) -> None:
+        usual = self._known.get((masked, rows), (seconds, now))[0]
+        self._known[masked, rows] = (usual + 0.2 * (seconds - usual), now)
+
+    def forget(self, masked: bool) -> None:
+        self._known = {key: value for key, value in self._known.items() if key[0] != masked}
+
+    def usual(self, masked: bool, rows: int) -> float | None:
+        """Measured for just this."""
+        known = self._known.get((masked, rows))
+        return known[0] if known else None
+
+    def estimate(self, masked: bool, rows: int, now: float) -> float | None:
+        """From the nearest number of rows measured lately; a step's cost grows with its rows, and has a floor."""
+        recent = [(abs(n - rows), n, s) for (m, n), (s, at) in self._known.items() if m == masked and now - at < STALE]
+        if not recent:
+            return None
+        _, n, seconds = min(recent)
+        return seconds * (rows + 1) / (n + 1)
+
+
+def is_faster(counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, overhead: float, now: float) -> bool:
+    """Whether one masked step beats a round of native ones, with `counts` rows a mix. `masked`: how they run at
+    present. `overhead`: the share of time that native turns lose to changing adapters."""
+    native = [times.estimate(False, n, now) for n in counts.values()]
+    one = times.estimate(True, sum(counts.values()), now)
+    if one is None or None in native:
+        return len(counts) > 1  # to be tried
+    round_ = sum(seconds for seconds in native if seconds is not None) * (1 + overhead)
+    return round_ > GAIN * one if masked else one < GAIN * round_
+
+
+def arrange(
+    orders: Iterable[Sequence[str]], kind: Callable[[str], Hashable], rank: Callable[[str], int], max_rank: int
+) -> Groups:
+    """Groups for as many mixes as fit, first come, first served. `orders`: of each mix the digests, as llama.cpp adds
+    them. Adapters of one mix lie in different groups, in that order; one group holds one kind."""
+    accepted: list[Sequence[str]] = []
+    groups: Groups = ()
+    for order in orders:
+        digests = {d for o in (*accepted, order) for d in o}
+        if sum(map(rank, digests)) > max_rank:
+            continue
+        candidate = _levels([*accepted, order], kind)
+        if candidate is not None and len(candidate) <= N_GROUPS:
+            accepted.append(order)
+            groups = candidate
+    return groups
+
+
+def _levels(orders: Sequence[Sequence[str]], kind: Callable[[str], Hashable]) -> Groups | None:
+    """Each adapter's level is above those of all that come before it in some mix; None: two mixes contradict."""
+    level = {digest: 0 for order in orders for digest in order}
+    for _ in range(len(level) + 1):
+        changed = False
+        for a, b in (pair for order in orders for pair in itertools.pairwise(order)):
+            if level[b] <= level[a]:
+                level[b], changed = level[a] + 1, True
+        if not changed:
+            break
+    else:
+        return None
+    groups: dict[tuple[int, str], list[str]] = {}
+    for digest in sorted(level):
+        groups.setdefault((level[digest], repr(kind(digest))), []).append(digest)
+    return tuple(tuple(groups[key]) for key in sorted(groups))
+
+
+class Mixed:
+    """The joined adapters of one context. All but the joining itself happens on the thread that decodes."""
+
+    def __init__(
+        self,
+        base: Base,
+        context: Context,
+        masker: Masker,
+        *,
+        mode: str,
+        max_rank: int,
+        paths: Mapping[str, str],
+        probe: Callable[[], None],
+    ) -> None:
+        """`paths`: of the attached adapters, by digest. `probe`: decode two tokens in a slot that nothing uses, with
+        logits. `masker` is what `context` calls back."""
+        self._base = base
+        self._context = context
+        self._masker = masker
+        self._paths = paths
+        self._probe = probe
+        self.mode = mode
+        self.max_rank = max_rank
+        self.times = StepTimes()
+        self.groups: Groups = ()
+        self.on = False
+        self.refused = "" if context.can_watch else "this llama.cpp does not let its callback be switched"
+        self._joined: list[Joined] = []
+        self._mix: Scales = ()
+        self._sources: dict[str, Source] = {}
+        self._tried: frozenset[Scales] = frozenset()
+        self._building: Future[list[Joined]] | None = None
+        self._used: dict[Scales, float] = {}
+        self._covered: dict[tuple[str, ...], bool] = {}
+        self._n_alone = 0
+        self._is_proven = False
+        self._n_loads = itertools.count()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="join")
+
+    # which mixes may share a batch
+
+    def choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
+        """The mixes that share their batches in this step; `counts`: rows by mix. None: the native way."""
+        if self.mode == "never" or self.refused:
+            return frozenset()
+        self._used |= dict.fromkeys(counts, now)
+        self._n_alone = 0 if len(counts) > 1 else self._n_alone + 1
+        if self.mode == "auto" and self._n_alone > N_ALONE:
+            self.on = False
+            return frozenset()
+        self._keep_up(counts, now)
+        covered = {scales: n for scales, n in counts.items() if self.covers(scales)}
+        if self.mode == "always":
+            self.on = bool(covered)
+        elif len(covered) > 1:
+            self.on = is_faster(covered, self.times, masked=self.on, overhead=overhead, now=now)
+        elif not covered or len(counts) > 1:
+            self.on = False
+        return frozenset(covered) if self.on else frozenset()
+
+    def covers(self, scales: Scales) -> bool:
+        """Whether what is joined now computes this mix exactly."""
+        digests = tuple(digest for digest, _ in scales)
+        if digests not in self._covered:
+            self._covered[digests] = bool(self.groups) and self._is_in_order(digests)
+        return self._covered[digests]
+
+    def _is_in_order(self, digests: Sequence[str]) -> bool:
+        """Whether these adapters are joined, and would be added in the order in which they are natively."""
+        places = {digest: i for i, group in enumerate(self.groups) for digest in group}
+        order = self._base.native_order(digests)
+        at = [places.get(digest, -1) for digest in order]
+        return -1 not in at and all(a < b for a, b in itertools.pairwise(at))
+
+    @property
+    def why(self) -> str:
+        """One line for people: how batches run now, and why not otherwise."""
+        if self.mode == "never":
+            return "native: mixed batches are switched off"
+        if self.refused:
+            return f"native: {self.refused}"
+        if self.on:
+            n = sum(map(len, self.groups))
+            return f"mixed: {n} adapters of rank {sum(j.rank for j in self._joined)} together in each batch"
+        if self._n_alone or not self._used:
+            return "native: one mix at a time is in use"
+        return "native: the adapters are being joined" if self._building else "native: turns are faster here"
+
+    # what is joined
+
+    def _keep_up(self, counts: Mapping[Scales, int], now: float) -> None:
+        """Join what is in use, beside the engine; take over what is ready."""
+        if self._building is not None:
+            if self._building.done():
+                self._finish()
+            return
+        self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP}
+        if all(map(self.covers, counts)):
+            return
+        wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
+        if frozenset(wanted) != self._tried:
+            self._tried = frozenset(wanted)
+            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_GROUPS]
+            self._building = self._worker.submit(self._join, orders)
+
+    def _join(self, orders: Sequence[Sequence[str]]) -> list[Joined]:
+        """On the worker's thread; empty when there is nothing to gain."""
+        for digest in {d for order in orders for d in order} - self._sources.keys():
+            self._sources[digest] = Source(digest, self._paths[digest])
+        known = self._sources
+        groups = arrange(orders, lambda d: known[d].kind, lambda d: known[d].max_rank, self.max_rank)
+        return [] if groups == self.groups else [join([known[d] for d in group]) for group in groups]
+
+    def _finish(self) -> None:
+        building, self._building = self._building, None
+        assert building is not None
+        try:
+            if joined := building.result():
+                self._install(joined)
+        except LoadFailed as error:
+            self.drop()
+            self.refused = error.message
+
+    def _install(self, joined: list[Joined]) -> None:
+        """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
+        self.drop()
+        self._mix = self._load(joined)
+        self._joined = joined
+        self._masker.use(joined)
+        self._context.watch(True)
+        for i, one in enumerate(self._mix):
+            self._context.set_mix((one,))
+            if not self._masker.learn(i, self._probe):
+                raise LoadFailed("the joined adapters' weights are not where they were looked for")
+        self._context.set_mix(self._mix)
+        if self._masker.order(self._probe) != list(range(len(joined))):
+            raise LoadFailed("llama.cpp adds adapters in another order than expected")
+        self.groups = tuple(one.digests for one in joined)
+        self._covered.clear()
+        if not self._is_proven:
+            self._prove()
+        self.times.forget(masked=True)
+
+    def _load(self, joined: list[Joined]) -> Scales:
+        """Attach them all so that llama.cpp walks them in their order, which depends on where they lie in memory."""
+        misplaced: list[str] = []
+        for _ in range(N_LOADS):
+            names = [f"joined:{next(self._n_loads)}" for _ in joined]
+            for name, one in zip(names, joined, strict=True):
+                self._base.attach(name, one.path)
+            if handed := _handed(names, self._base):
+                break
+            misplaced += names
+        for name in misplaced:
+            self._base.detach(name)
+        if not handed:
+            raise LoadFailed("llama.cpp adds adapters in another order than needed")
+        factors = dict(zip(names, (one.factor for one in joined), strict=True))
+        return tuple((name, factors[name]) for name in handed)
+
+    def _prove(self) -> None:
+        """Masked logits equal native ones here and now, or nothing is masked."""
+        digest = self.groups[0][0]
+        mixes: list[Scales] = [((digest, 0.7),), ()]
+        for one, other in (mixes, mixes[::-1]):
+            self.enter([one, other], [1, 1])
+            self._probe()
+            masked = self._context.logits(2)[0].copy()
+            self.leave()
+            self._context.set_mix(one)
+            self._probe()
+            if self._masker.problem or not np.abs(masked - self._context.logits(2)[0]).max() <= EXACT:
+                raise LoadFailed("masked results differ from native ones on this machine")
+        self._is_proven = True
+
+    def drop(self) -> None:
+        """Free the joined adapters."""
+        self.on = False
+        self.groups = ()
+        self._covered.clear()
+        self.leave()
+        self._context.set_mix(())
+        for name, _ in self._mix:
+            self._base.detach(name)
+        for joined in self._joined:
+            joined.close()
+        self._mix, self._joined = (), []
+
+    # a batch
+
+    def enter(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
+        """The next decode is masked: batch row i is of mix rows[i]."""
+        self._context.watch(True)
+        self._context.set_mix(self._mix)
+        self._masker.prepare(rows, wanted)
+
+    def leave(self) -> None:
+        """The next decode is native, once its mix is set."""
+        self._context.watch(False)
+
+    @property
+    def problem(self) -> str:
+        return self._masker.problem
+
+    def close(self) -> None:
+        self._worker.shutdown(cancel_futures=True)
+        self.drop()
+
+
+def _handed(names: list[str], base: Base) -> list[str] | None:
+    """In which order to hand adapters to `set_mix`, so that llama.cpp walks them as `names` has them."""
+    for candidate in itertools.islice(itertools.permutations(names), 5040):
+        if base.native_order(candidate) == names:
+            return list(candidate)
+    return None

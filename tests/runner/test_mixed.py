@@ -1,0 +1,271 @@
+"""Different mixes in one batch: every logit equals that of a native batch of the same shape, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from modelctl.runner import llama
+from modelctl.runner.joined import Layout, Part, Source, join, needs_padding
+from modelctl.runner.layout import N_IDLE, layout
+from modelctl.runner.mask import factors_of, owners_of
+from modelctl.runner.mixed import Mixed, StepTimes, arrange, is_faster
+from modelctl.runner.sequence import Scales
+from tests.runner.harness import Harness
+from tests.runner.tiny_models import mixture, random_adapter
+
+CATS = "Tell me about cats."
+
+
+# which adapters are joined
+
+
+def arranged(*orders: str, kinds: dict[str, str] | None = None, max_rank: int = 1000) -> list[str]:
+    groups = arrange(orders, (kinds or {}).get, lambda _: 16, max_rank)
+    return ["".join(group) for group in groups]
+
+
+def test_adapters_that_never_meet_are_joined() -> None:
+    assert arranged("a", "b", "", "c") == ["abc"]
+
+
+def test_adapters_of_one_mix_are_apart_and_in_order() -> None:
+    assert arranged("ab", "c", "bd") == ["ac", "b", "d"]
+    assert arranged("ba", "bc") == ["b", "ac"]
+
+
+def test_mixes_that_contradict_each_other_run_natively_first_come_first_served() -> None:
+    assert arranged("ab", "ba", "c") == ["ac", "b"]
+
+
+def test_kinds_are_not_joined() -> None:
+    assert arranged("a", "b", "c", kinds={"a": "F16", "b": "F32", "c": "F16"}) == ["ac", "b"]
+
+
+def test_the_rank_is_bounded() -> None:
+    assert arranged("a", "b", "c", max_rank=32) == ["ab"]
+    assert arranged("abc", "a", max_rank=32) == ["a"]
+
+
+# when it is the faster way
+
+
+def test_times_are_estimated_from_the_nearest_and_go_stale() -> None:
+    times = StepTimes()
+    assert times.estimate(False, 2, 0.0) is None
+    times.learn(False, 1, 0.010, 0.0)
+    times.learn(False, 7, 0.040, 0.0)
+    assert times.estimate(False, 1, 1.0) == 0.010
+    assert times.estimate(False, 8, 1.0) == pytest.approx(0.045)
+    assert times.estimate(True, 8, 1.0) is None
+    assert times.estimate(False, 8, 100.0) is None
+
+
+def test_the_faster_way_is_taken_with_hysteresis() -> None:
+    counts: dict[Scales, int] = {(("a", 1.0),): 1, (("b", 1.0),): 1}
+    times = StepTimes()
+    assert is_faster(counts, times, masked=False, overhead=0.1, now=0.0), "unknown: it is tried"
+    times.learn(False, 1, 0.010, 0.0)
+    for seconds, from_native, from_mixed in ((0.015, True, True), (0.021, False, True), (0.030, False, False)):
+        times.forget(masked=True)
+        times.learn(True, 2, seconds, 0.0)
+        assert is_faster(counts, times, masked=False, overhead=0.1, now=0.0) == from_native
+        assert is_faster(counts, times, masked=True, overhead=0.1, now=0.0) == from_mixed
+
+
+def test_llama_cpp_walks_adapters_newest_first_unless_buckets_collide() -> None:
+    assert llama.hash_order([1, 2, 3]) == [2, 1, 0]
+    assert llama.hash_order([1, 2, 14]) == [1, 2, 0], "14 and 1 share a bucket: they stay together"
+
+
+def test_large_contexts_share_their_cells() -> None:
+    gib = 1 << 30
+    assert layout(8, 90 << 20, 24 * gib) == (13, False)
+    assert layout(8, 1 << 20, 24 * gib) == (8 + N_IDLE, False)
+    assert layout(8, 512 << 20, 24 * gib) == (8 + N_IDLE, True)
+    assert layout(8, 0, 24 * gib) == (8 + N_IDLE, True)
+
+
+# masks
+
+
+def test_masks_pick_rows_and_leave_the_rest_to_the_scale_node() -> None:
+    made = Layout((Part("a", 0, 2, 4.0), Part("b", 2, 3, 0.0)))
+    rows: list[Scales] = [(("a", 1.0),), (), (("b", 0.25),), (("a", -0.5), ("x", 3.0))]
+    assert owners_of(made, rows).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]]
+    assert factors_of(made, rows, 2.0)[:, 0].tolist() == [1.0, 1.0, 0.125, -0.5]
+
+
+def test_ranks_that_registers_do_not_divide_are_padded(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    assert needs_padding(str(adapters["pirate"])), "its rank is 4"
+    assert not needs_padding(str(random_adapter(base, tmp_path / "a.gguf", 0, rank=16)))
+    sources = [Source(str(i), str(random_adapter(base, tmp_path / f"{i}.gguf", i))) for i in range(3)]
+    joined = join(sources)
+    assert (joined.rank, joined.factor) == (48, 2.0)
+    joined.close()
+
+
+# exactness
+
+
+def requantised(base: Path, target: Path, ftype: int) -> Path:
+    params = llama.lib.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = ftype, True
+    assert llama.lib.llama_model_quantize(str(base).encode(), str(target).encode(), ctypes.byref(params)) == 0
+    return target
+
+
+@pytest.fixture(scope="module", params=["Q4_1", "Q4_0", "F16", "mixture of experts"])
+def crowd(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    """An engine that always mixes, with eight adapters of all sorts."""
+    folder = tmp_path_factory.mktemp("crowd")
+    attention, all_modules = ("attn_q", "attn_v"), ("attn", "ffn_gate", "ffn_up", "ffn_down")
+    match request.param:
+        case "Q4_1":
+            model = base
+        case "Q4_0":
+            model = requantised(base, folder / "base.gguf", llama.lib.LLAMA_FTYPE_MOSTLY_Q4_0)
+        case "F16":
+            model = requantised(base, folder / "base.gguf", llama.lib.LLAMA_FTYPE_MOSTLY_F16)
+        case _:
+            model = mixture(folder / "base.gguf")
+            attention, all_modules = ("attn_q", "output"), ("attn", "ffn_gate_exps", "ffn_up_exps", "token_embd")
+    made = {
+        "a": random_adapter(model, folder / "a.gguf", 1, modules=all_modules),
+        "b": random_adapter(model, folder / "b.gguf", 2, modules=all_modules),
+        "c": random_adapter(model, folder / "c.gguf", 3, modules=attention),
+        "d": random_adapter(model, folder / "d.gguf", 4, rank=32, alpha=32),
+        "e": random_adapter(model, folder / "e.gguf", 5, modules=attention, rank=16, alpha=24),
+        "f": random_adapter(model, folder / "f.gguf", 6, rank=8, alpha=16),
+        "g": random_adapter(model, folder / "g.gguf", 7, dtype=np.float32),
+        "h": random_adapter(model, folder / "h.gguf", 8, modules=attention, rank=5, alpha=0),
+    }
+    harness = Harness(model, made, exact=False, mixed="always", n_ctx=128, n_parallel=16)
+    yield harness
+    harness.close()
+
+
+def mixed_of(harness: Harness) -> Mixed:
+    mixed = harness.engine.shared.mixed
+    assert mixed is not None
+    return mixed
+
+
+def settle(mixed: Mixed, mixes: Sequence[Scales]) -> None:
+    """Wait until the adapters of these mixes are joined, or known not to be joinable all at once."""
+    deadline = time.monotonic() + 60
+    while not all(map(mixed.covers, mixes)) and time.monotonic() < deadline:
+        mixed.choose(dict.fromkeys(mixes, 1), time.perf_counter(), 0.1)
+        if mixed.refused or (mixed.groups and mixed._building is None and mixed._tried >= set(mixes)):
+            return
+        time.sleep(0.01)
+
+
+def random_mixes(rng: random.Random, n: int, most: int) -> list[Scales]:
+    mixes = []
+    for i in range(n):
+        digests = rng.sample("abcdefgh", rng.randint(int(i == 0), most))
+        scales = (float(np.float32(rng.choice([1.0, 0.5, 0.7, -0.3, 2.0]))) for _ in digests)
+        mixes.append(tuple(zip(sorted(digests), scales, strict=True)))
+    return mixes
+
+
+def decoded(harness: Harness, n: int, set_mix: Callable[[list[int], list[int]], None]) -> list[npt.NDArray[np.float32]]:
+    """Logits of `n` sequences after a prompt each and a token more; `set_mix` gets each row's sequence."""
+    context, length = harness.engine.shared.context, 3
+    seqs = [s for s in range(n) for _ in range(length)]
+    wanted = [0, 0, 1] * n
+    set_mix(seqs, wanted)
+    assert context.decode([100 + s for s in seqs], [0, 1, 2] * n, seqs, wanted)
+    logits = [context.logits(n).copy()]
+    set_mix(list(range(n)), [1] * n)
+    assert context.decode([50] * n, [length] * n, list(range(n)), [1] * n)
+    logits.append(context.logits(n).copy())
+    for s in range(n):
+        context.cut(s, 0)
+    return logits
+
+
+@pytest.mark.parametrize(("n", "most"), [(16, 1), (8, 2), (5, 8)])
+def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> None:
+    mixed, context = mixed_of(crowd), crowd.engine.shared.context
+    mixes = random_mixes(random.Random(n + most), n, most)
+    settle(mixed, mixes)
+    assert mixed.refused == ""
+    mixes = [mix for mix in mixes if mixed.covers(mix)]
+    assert len(mixes) >= 2, "hardly any mix could be masked"
+    n = len(mixes)
+    masked = decoded(crowd, n, lambda seqs, wanted: mixed.enter([mixes[s] for s in seqs], wanted))
+    assert not mixed.problem
+    mixed.leave()
+    for s, mix in enumerate(mixes):
+        native = decoded(crowd, n, lambda seqs, wanted, mix=mix: context.set_mix(mix))  # type: ignore[misc]
+        for ours, theirs in zip(masked, native, strict=True):
+            assert np.array_equal(ours[s], theirs[s]), f"{mix}: off by {np.abs(ours[s] - theirs[s]).max()}"
+
+
+# in the engine
+
+
+@pytest.fixture(scope="module")
+def engine(base: Path, adapters: dict[str, Path]) -> Iterator[Harness]:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    yield harness
+    harness.close()
+
+
+def test_a_crowd_of_mixes_is_one_batch_and_a_rescale_costs_nothing(engine: Harness) -> None:
+    settle(mixed_of(engine), [(("pirate", 1.0),), (("json", 1.0),), ()])
+    before = engine.engine.stats()
+    idents = [engine.submit(CATS, mix) for mix in ({"pirate": 1.0}, {"json": 1.0}, {}, {"pirate": 0.3}, {"json": -0.2})]
+    engine.finish()
+    after = engine.engine.stats()
+    assert "Arr" in engine.text[idents[0]]
+    assert '{"answer"' in engine.text[idents[1]]
+    assert "Arr" not in engine.text[idents[2]]
+    assert after["mixed_steps"] - before["mixed_steps"] >= 24
+    assert after["reserves"] - before["reserves"] <= 1, "five mixes, and no graph was rebuilt"
+    assert after["batches"].startswith("mixed: ")
+
+
+def test_one_mix_runs_natively(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False)
+    harness.ask(CATS, {"pirate": 1.0}, n=20)
+    assert harness.engine.stats()["mixed_steps"] == 0
+    assert harness.engine.stats()["batches"] == "native: one mix at a time is in use"
+    harness.close()
+
+
+def test_beyond_the_rank_limit_mixes_take_turns(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always", mixed_rank=32)
+    voices = [{name: 1.0} for name in adapters]
+    settle(mixed_of(harness), [((name, 1.0),) for name in adapters])
+    idents = [harness.submit(CATS, mix) for mix in voices]
+    harness.finish()
+    assert [len(group) for group in mixed_of(harness).groups] == [2]
+    assert "Arr" in harness.text[idents[0]]
+    assert '{"answer"' in harness.text[idents[1]]
+    harness.close()
+
+
+def test_a_doubtful_result_is_computed_again_natively(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    mixed = mixed_of(harness)
+    settle(mixed, [(("pirate", 1.0),), (("json", 1.0),)])
+    idents = [harness.submit(CATS, {"pirate": 1.0}), harness.submit(CATS, {"json": 1.0})]
+    for _ in range(5):
+        harness.step()
+    enter = mixed.enter
+    mixed.enter = lambda rows, wanted: enter(rows[1:], wanted[1:])  # type: ignore[method-assign]
+    harness.finish()
+    assert "Arr" in harness.text[idents[0]]
+    assert '{"answer"' in harness.text[idents[1]]
+    assert harness.engine.stats()["batches"].startswith("native: a result of ")
+    harness.close()
