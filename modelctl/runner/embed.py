@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from modelctl.errors import BadRequest, LoadFailed
 from modelctl.runner.frames import Embed, Embedded
 from modelctl.runner.llama import Base, Context
 
 N_SEQ = 16  # inputs in one batch
+N_BATCH = 512  # tokens in one batch, or one longer input: generations wait for no more than that
 
 
 class Embedder:
@@ -19,15 +22,20 @@ class Embedder:
             base, n_cells=n_tokens, n_seq=N_SEQ, n_batch=n_tokens, n_threads=n_threads, embeddings=True
         )
 
-    def embed(self, request: Embed) -> Embedded:
-        """Raises `BadRequest` for an empty input, and for one too long if it may not be cut."""
-        inputs = [self._tokens(text, request.truncate) for text in request.inputs]
-        self.context.set_mix(tuple(request.mix))
+    def embed(self, request: Embed) -> Iterator[Embedded | None]:
+        """One batch at each `next`; the last brings the answer. Raises `BadRequest` at once: for an empty input, and
+        for one too long if it may not be cut."""
+        return self._embed(request, [self._tokens(text, request.truncate) for text in request.inputs])
+
+    def _embed(self, request: Embed, inputs: list[list[int]]) -> Iterator[Embedded | None]:
         vectors: list[list[float]] = []
-        for batch in _batches(inputs, self.n_tokens):
+        for i, batch in enumerate(_batches(inputs)):
+            if i:
+                yield None
+            self.context.set_mix(tuple(request.mix))
             vectors += self._run(batch)
-        self.context.set_mix(())  # so that no adapter is held that may be freed
-        return Embedded(request.id, vectors, sum(map(len, inputs)))
+            self.context.set_mix(())  # so that no adapter is held that may be freed
+        yield Embedded(request.id, vectors, sum(map(len, inputs)))
 
     def _tokens(self, text: str, truncate: bool) -> list[int]:
         tokens = self.base.tokenize(text, special=False, bos=self.base.adds_bos)
@@ -53,11 +61,11 @@ class Embedder:
         self.context.close()
 
 
-def _batches(inputs: list[list[int]], n_tokens: int) -> list[list[list[int]]]:
+def _batches(inputs: list[list[int]]) -> list[list[list[int]]]:
     """In order, as many as fit."""
     batches: list[list[list[int]]] = [[]]
     for one in inputs:
-        if batches[-1] and (len(batches[-1]) == N_SEQ or sum(map(len, batches[-1])) + len(one) > n_tokens):
+        if batches[-1] and (len(batches[-1]) == N_SEQ or sum(map(len, batches[-1])) + len(one) > N_BATCH):
             batches.append([])
         batches[-1].append(one)
     return batches if inputs else []

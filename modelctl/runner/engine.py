@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -62,6 +63,7 @@ class Engine:
         self.n_threads = load.n_threads or physical_cores()
         self.embedder: Embedder | None = None  # this and the next are made when first asked for
         self.exact: Lane | None = None  # costs a KV cache of its own
+        self._embedding: deque[tuple[int, Iterator[Embedded | Failed | None]]] = deque()
         self._contexts: list[Context] = []
         self._paths: dict[str, str] = {}  # of the attached adapters, by digest
         self._padded: list[Joined] = []
@@ -131,7 +133,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return any(lane.busy for lane in self.lanes)
+        return bool(self._embedding) or any(lane.busy for lane in self.lanes)
 
     def ready(self) -> Ready:
         return Ready(
@@ -166,10 +168,12 @@ class Engine:
             return True
 
     def step(self) -> None:
-        """One batch in each lane that has work."""
+        """One batch in each lane that has work, and one of embeddings."""
         deltas = [delta for lane in self.lanes if lane.busy for delta in lane.step()]
         if deltas:
             self._emit(Step(deltas))
+        if self._embedding:
+            self._embed_next()
 
     def handle(self, work: Work) -> None:
         try:
@@ -185,7 +189,7 @@ class Engine:
                 case Remix():
                     self._remix(work)
                 case Embed():
-                    self._emit(self._embed(work))
+                    self._embed(work)
                 case Stats():
                     self._emit(StatsReply(work.id, self.stats()))
         except ModelctlError as error:
@@ -212,10 +216,21 @@ class Engine:
                 if sequence.id in work.ids:
                     lane.remix(sequence, tuple(work.mix))
 
-    def _embed(self, work: Embed) -> Embedded:
+    def _embed(self, work: Embed) -> None:
         if self.embedder is None:
             self.embedder = Embedder(self.base, min(self.n_ctx, N_EMBED), self.n_threads)
-        return self.embedder.embed(work)
+        self._embedding.append((work.id, self.embedder.embed(work)))
+
+    def _embed_next(self) -> None:
+        """One batch for the first who asked."""
+        ident, batches = self._embedding[0]
+        try:
+            answer = next(batches)
+        except LoadFailed as error:
+            answer = Failed(ident, error.status, error.message, error.hint or "")
+        if answer is not None:
+            self._embedding.popleft()
+            self._emit(answer)
 
     def attach(self, adapters: Iterable[AdapterFile]) -> None:
         """Load adapters, all or none, and prove them with one decode: some bad files fail only there."""

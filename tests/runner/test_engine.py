@@ -299,6 +299,7 @@ def test_an_answer_has_at_least_min_tokens(engine: Harness) -> None:
 def test_embeddings_are_unit_vectors_that_know_what_is_alike(engine: Harness) -> None:
     texts = ["a cat sat on the mat", "a kitten sat on the rug", "the stock market fell today", "a cat sat on the mat"]
     engine.engine.handle(Embed(1, texts))
+    engine.finish()
     reply = engine.other.pop()
     assert isinstance(reply, Embedded)
     vectors = np.array(reply.vectors)
@@ -307,6 +308,7 @@ def test_embeddings_are_unit_vectors_that_know_what_is_alike(engine: Harness) ->
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     assert np.allclose(vectors[0], vectors[3], atol=1e-3)
     engine.engine.handle(Embed(2, texts[:1], [("pirate", 1.0)]))
+    engine.finish()
     piratical = engine.other.pop()
     assert isinstance(piratical, Embedded)
     assert not np.allclose(piratical.vectors[0], vectors[0], atol=1e-2)
@@ -315,11 +317,24 @@ def test_embeddings_are_unit_vectors_that_know_what_is_alike(engine: Harness) ->
 def test_embedding_inputs_are_checked(engine: Harness) -> None:
     for ident, inputs, truncate in ((5, [""], True), (6, ["word " * 3000], False)):
         engine.engine.handle(Embed(ident, inputs, truncate=truncate))
+        engine.finish()
         assert engine.failed[ident].status == 400
     engine.engine.handle(Embed(7, ["word " * 3000]))
+    engine.finish()
     reply = engine.other.pop()
     assert isinstance(reply, Embedded)
     assert reply.n_tokens == 512
+
+
+def test_generation_goes_on_beside_a_long_list_to_embed(engine: Harness) -> None:
+    engine.engine.handle(Embed(8, ["word " * 400] * 4))
+    ident = engine.submit(SPAIN, n=20, ignore_eos=True)
+    for _ in range(3):
+        engine.step()
+    assert not any(isinstance(frame, Embedded) and frame.id == 8 for frame in engine.other)
+    assert len(engine.logits[ident]) >= 2
+    engine.finish()
+    assert isinstance(engine.other.pop(), Embedded)
 
 
 def test_remix_goes_on_under_the_new_mix(engine: Harness, cold: Harness) -> None:
