@@ -8,6 +8,7 @@ What cannot be masked to the very bits of a native batch, runs natively, in turn
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -146,7 +147,7 @@ class Mixed:
     # which mixes may share a batch
 
     def choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
-        """The mixes that share their batches in this step; `counts`: rows by mix. None: the native way."""
+        """The mixes that share their batches in this step, perhaps none; `counts`: rows by mix."""
         if self.mode == "never" or self.refused:
             return frozenset()
         self._used |= dict.fromkeys(counts, now)
@@ -154,7 +155,8 @@ class Mixed:
         if self.mode == "auto" and self._n_alone > N_ALONE:
             self.on = False
             return frozenset()
-        self._keep_up(counts, now)
+        if len(counts) > 1 or self.mode == "always" or self._building is not None:
+            self._keep_up(counts, now)
         covered = {scales: n for scales, n in counts.items() if self.covers(scales)}
         if self.mode == "always":
             self.on = bool(covered)
@@ -223,9 +225,10 @@ class Mixed:
         try:
             if joined := building.result():
                 self._install(joined)
-        except LoadFailed as error:
+        except Exception as error:  # whatever it is, mixes can take turns
             self.drop()
-            self.refused = error.message
+            self.refused = str(error)
+            print(f"mixed batches are off: {error}", file=sys.stderr)
 
     def _install(self, joined: list[Joined]) -> None:
         """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""

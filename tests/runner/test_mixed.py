@@ -239,6 +239,7 @@ def test_one_mix_runs_natively(base: Path, adapters: dict[str, Path]) -> None:
     harness = Harness(base, adapters, exact=False)
     harness.ask(CATS, {"pirate": 1.0}, n=20)
     assert harness.engine.stats()["mixed_steps"] == 0
+    assert mixed_of(harness).groups == (), "nothing was joined for it"
     assert harness.engine.stats()["batches"] == "native: one mix at a time is in use"
     harness.close()
 
