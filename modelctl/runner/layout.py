@@ -12,7 +12,7 @@ from pathlib import Path
 
 N_IDLE = 24  # finished sequences kept for their prefixes, at most, beside those that run
 SHARE = 1 / 8  # of the machine's memory, for cells of their own
-CHEAP = 512 << 20  # bytes for idle ones among them
+CHEAP = 256 << 20  # bytes for idle ones among them
 
 
 def layout(n_parallel: int, n_bytes: int, memory: int) -> tuple[int, bool]:

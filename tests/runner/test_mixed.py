@@ -87,7 +87,7 @@ def test_llama_cpp_walks_adapters_newest_first_unless_buckets_collide() -> None:
 
 def test_large_contexts_share_their_cells() -> None:
     gib = 1 << 30
-    assert layout(8, 90 << 20, 24 * gib) == (13, False)
+    assert layout(8, 90 << 20, 24 * gib) == (10, False)
     assert layout(8, 1 << 20, 24 * gib) == (8 + N_IDLE, False)
     assert layout(8, 512 << 20, 24 * gib) == (8 + N_IDLE, True)
     assert layout(8, 0, 24 * gib) == (8 + N_IDLE, True)
