@@ -22,14 +22,15 @@ def list_models(
 ) -> None:
     """List the models in the store, newest first."""
     store = open_store(config.load())
-    refs = [ref for ref in store.list() if ref.name.short.lower().startswith(prefix.lower())]
+    found, damaged = store.survey()
+    refs = [ref for ref in found if ref.name.short.lower().startswith(prefix.lower())]
     if as_json:
         term.print_json([_listed(ref) for ref in refs])
     elif refs:
         term.table(("NAME", "ID", "ADAPTERS", "SIZE", "MODIFIED"), [_row(ref) for ref in refs])
     else:
         term.note(f"no model's name begins with {prefix!r}" if prefix else "no models yet; make one: modelctl create")
-    for damage in store.damaged():
+    for damage in damaged:
         name = damage.name.short if damage.name else damage.path
         term.note(f"{name} is damaged: {damage.problem}; see: modelctl verify")
 
