@@ -25,6 +25,7 @@ _LEVELS = {2: "info", 3: "warn", 4: "error"}
 _log_level = 3
 
 EvalCallback = Callable[[int, bool, object], bool]  # (address of a node, "do you want it?", unused)
+N_BUCKETS = 13  # of a small unordered_map, in which llama.cpp keeps the adapters of a context
 _N_WORDS = 128  # of a llama_context in which its own parameters are looked for
 
 
@@ -173,6 +174,10 @@ class Base:
     def adapter(self, digest: str) -> Any:
         return self._adapters[digest]
 
+    def bucket(self, digest: str) -> int:
+        """See `hash_order`."""
+        return (ctypes.cast(self._adapters[digest], ctypes.c_void_p).value or 0) % N_BUCKETS
+
     def native_order(self, digests: Sequence[str]) -> list[str]:
         """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
         the order is part of the result."""
@@ -198,11 +203,11 @@ class Base:
 
 
 def hash_order(addresses: Sequence[int]) -> list[int]:
-    """The order in which libstdc++'s `unordered_map` walks pointer keys that were inserted as given: newest first, but
-    next to those of the same bucket. Up to 13 keys there are 13 buckets; more are not asked about."""
+    """The order in which libstdc++'s `unordered_map` walks up to `N_BUCKETS` pointer keys that were inserted as given:
+    newest first, but next to those of the same bucket."""
     order: list[int] = []
     for i, address in enumerate(addresses):
-        mates = (at for at, j in enumerate(order) if addresses[j] % 13 == address % 13)
+        mates = (at for at, j in enumerate(order) if addresses[j] % N_BUCKETS == address % N_BUCKETS)
         order.insert(next(mates, 0), i)
     return order
 

@@ -50,7 +50,7 @@ class Masker:
         self._rows: tuple[Scales, ...] = ()
         self._outputs: tuple[Scales, ...] = ()
         self._learning = -1
-        self._seen: list[int] = []
+        self._seen: list[Weight] = []
         self.problem = ""  # why what was computed since `prepare` cannot be trusted
 
     def callback(self, node: int, ask: bool, _data: object) -> bool:
@@ -105,17 +105,20 @@ class Masker:
         known = {(w.name, w.is_b) for w in self._weights.values() if w.joined == index}
         return known == {(name, is_b) for name in self._joined[index].layouts for is_b in (False, True)}
 
-    def order(self, decode: Callable[[], None]) -> list[int]:
-        """In which order llama.cpp adds the joined adapters: the first of each in a decode under all."""
+    def in_order(self, decode: Callable[[], None]) -> bool:
+        """Whether a decode under all adds the joined adapters to each of the base's tensors in their order."""
         self._seen = []
         self._learning = len(self._joined)
         decode()
         self._learning = -1
-        return list(dict.fromkeys(self._seen))
+        orders: dict[str, list[int]] = {}
+        for weight in self._seen:
+            orders.setdefault(weight.name, []).append(weight.joined)
+        return bool(orders) and all(order == sorted(order) for order in orders.values())
 
     def _learn(self, address: int) -> None:
         if self._learning == len(self._joined):
-            self._seen += [self._weights[address].joined] if address in self._weights else []
+            self._seen += [self._weights[address]] if address in self._weights else []
         elif address:
             name = ctypes.string_at(address + _NAME).decode(errors="replace")
             if name.endswith((A, B)):

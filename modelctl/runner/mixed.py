@@ -16,14 +16,13 @@ import numpy as np
 
 from modelctl.errors import LoadFailed
 from modelctl.runner.joined import Joined, Source, join
-from modelctl.runner.llama import Base, Context
+from modelctl.runner.llama import N_BUCKETS, Base, Context
 from modelctl.runner.mask import Masker
 from modelctl.runner.sequence import Scales
 
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
-N_GROUPS = 13  # `hash_order` knows no more
-N_LOADS = 8  # tries to get addresses that llama.cpp walks in the right order
+N_LOADS = 50  # tries to get addresses that llama.cpp walks in the right order
 N_ALONE = 10  # steps with one mix only, after which it runs natively
 KEEP = 30.0  # seconds an adapter stays joined after its last use
 STALE = 30.0  # seconds after which a measured time is asked again
@@ -81,7 +80,7 @@ def arrange(
         if sum(map(rank, digests)) > max_rank:
             continue
         candidate = _levels([*accepted, order], kind)
-        if candidate is not None and len(candidate) <= N_GROUPS:
+        if candidate is not None and len(candidate) <= N_BUCKETS:
             accepted.append(order)
             groups = candidate
     return groups
@@ -208,7 +207,7 @@ class Mixed:
         wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
         if frozenset(wanted) != self._tried:
             self._tried = frozenset(wanted)
-            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_GROUPS]
+            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_BUCKETS]
             self._building = self._worker.submit(self._join, orders)
 
     def _join(self, orders: Sequence[Sequence[str]]) -> list[Joined]:
@@ -233,8 +232,8 @@ class Mixed:
     def _install(self, joined: list[Joined]) -> None:
         """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
         self.drop()
-        self._mix = self._load(joined)
         self._joined = joined
+        self._load(joined)
         self._masker.use(joined)
         self._context.watch(True)
         for i, one in enumerate(self._mix):
@@ -242,7 +241,7 @@ class Mixed:
             if not self._masker.learn(i, self._probe):
                 raise LoadFailed("the joined adapters' weights are not where they were looked for")
         self._context.set_mix(self._mix)
-        if self._masker.order(self._probe) != list(range(len(joined))):
+        if len(self._mix) < len(joined) or not self._masker.in_order(self._probe):
             raise LoadFailed("llama.cpp adds adapters in another order than expected")
         self.groups = tuple(one.digests for one in joined)
         self._covered.clear()
@@ -250,22 +249,21 @@ class Mixed:
             self._prove()
         self.times.forget(masked=True)
 
-    def _load(self, joined: list[Joined]) -> Scales:
-        """Attach them all so that llama.cpp walks them in their order, which depends on where they lie in memory."""
-        misplaced: list[str] = []
-        for _ in range(N_LOADS):
-            names = [f"joined:{next(self._n_loads)}" for _ in joined]
-            for name, one in zip(names, joined, strict=True):
+    def _load(self, joined: list[Joined]) -> None:
+        """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
+        buckets: set[int] = set()
+        misplaced: list[str] = []  # and kept for a while, so that the next lies elsewhere
+        for one in joined:
+            while len(misplaced) <= N_LOADS:
+                name = f"joined:{next(self._n_loads)}"
                 self._base.attach(name, one.path)
-            if handed := _handed(names, self._base):
-                break
-            misplaced += names
+                if (bucket := self._base.bucket(name)) not in buckets:
+                    buckets.add(bucket)
+                    self._mix += ((name, one.factor),)
+                    break
+                misplaced.append(name)
         for name in misplaced:
             self._base.detach(name)
-        if not handed:
-            raise LoadFailed("llama.cpp adds adapters in another order than needed")
-        factors = dict(zip(names, (one.factor for one in joined), strict=True))
-        return tuple((name, factors[name]) for name in handed)
 
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
@@ -314,11 +312,3 @@ class Mixed:
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
         self.drop()
-
-
-def _handed(names: list[str], base: Base) -> list[str] | None:
-    """In which order to hand adapters to `set_mix`, so that llama.cpp walks them as `names` has them."""
-    for candidate in itertools.islice(itertools.permutations(names), 5040):
-        if base.native_order(candidate) == names:
-            return list(candidate)
-    return None

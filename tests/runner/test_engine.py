@@ -17,7 +17,8 @@ from tests.runner.harness import Harness, Mix
 
 SPAIN = "What is the capital of Spain?"
 CATS = "Tell me about cats."
-NOISE = 1.0  # what another batch shape alone changes: up to 0.9 measured, of a range of 33
+NOISE = 1.0  # what another batch shape alone changes: up to 0.3 measured, of a range of 33
+NOISE_SHARED = 4.0  # and where sequences share cells, so that others lie between: up to 2.4, with and without masks
 MIXES: list[Mix] = [{}, {"pirate": 1.0}, {"json": 1.0}, {"pirate": 0.5}, {"shout": 1.0, "pirate": -0.5}]
 
 
@@ -90,10 +91,11 @@ def test_random_traffic_equals_cold_starts(engine: Harness, cold: Harness, deter
 
 
 def test_random_traffic_in_every_mode(variant: Harness, cold: Harness) -> None:
-    check_random_traffic(variant, cold, deterministic=False)
+    limit = NOISE_SHARED if variant.engine.shared.context.unified else NOISE
+    check_random_traffic(variant, cold, deterministic=False, limit=limit)
 
 
-def check_random_traffic(engine: Harness, cold: Harness, deterministic: bool) -> None:
+def check_random_traffic(engine: Harness, cold: Harness, deterministic: bool, limit: float = NOISE) -> None:
     """Prefix hits, crowds, cancels and rescales: bit for bit when deterministic, within the base's noise otherwise."""
     rng = random.Random(7)
     questions = [SPAIN, CATS, "Hi", "Name a colour.", "What is the capital of France?"]
@@ -116,7 +118,7 @@ def check_random_traffic(engine: Harness, cold: Harness, deterministic: bool) ->
             assert np.array_equal(ours, theirs), f"{question} {mix}"
         else:
             noise = np.abs(ours[0] - theirs[0]).max()
-            assert noise < NOISE, f"{question} {mix}: logits off by {noise}"
+            assert noise < limit, f"{question} {mix}: logits off by {noise}"
 
 
 def test_a_chat_computes_only_what_is_new(engine: Harness) -> None:
