@@ -1,14 +1,14 @@
 """The prefix cache: which llama.cpp sequence ids hold which tokens, under which mix.
 
 Memory computed under one mix is never used under another: the mix is half of every key. Where sequences share cells, a
-common prefix costs nothing; where each has its own, it is copied when that is cheaper than computing it again.
+common prefix costs nothing. Where each has its own, a prefix is copied when that is cheaper than computing it again,
+and so is what lies in the way of keeping those that run side by side: llama.cpp computes neighbours in one go.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,9 @@ class Memory(Protocol):
 
     def cut(self, seq: int, start: int) -> bool: ...
     def share(self, source: int, target: int, end: int) -> None: ...
+
+
+N_COPY = 32  # tokens of a common prefix that are worth copying a sequence's cells for
 
 
 @dataclass(eq=False)
@@ -36,14 +39,16 @@ class PrefixCache:
     """Owns the sequence ids of one context. `admit` gives a Sequence one, with as much memory in it as is known."""
 
     def __init__(
-        self, memory: Memory, n_slots: int, *, can_cut: bool = True, can_share: bool = True, n_share: int = 1
+        self, memory: Memory, n_slots: int, *, can_cut: bool = True, can_share: bool = True, own_cells: bool = False
     ) -> None:
-        """`can_cut`: a sequence's tail can be forgotten. `can_share`: one can begin with what another holds, from
-        `n_share` tokens on."""
+        """`can_cut`: a sequence's tail can be forgotten. `can_share`: one can begin with what another holds.
+        `own_cells`: by a copy of all its cells."""
         self._memory = memory
         self._can_cut = can_cut
         self._can_share = can_share and can_cut
-        self._n_share = n_share
+        self._own_cells = own_cells
+        self._n_share = N_COPY if own_cells else 1
+        self._n_slots = n_slots
         self._free = list(range(n_slots))
         self._idle: list[Idle] = []
         self.n_hits = 0
@@ -59,16 +64,17 @@ class PrefixCache:
         source, n_running = _best_running(sequence, running, limit) if self._can_share else (NO_SLOT, 0)
         if n_running < self._n_share:
             source, n_running = NO_SLOT, 0
+        taken = {s.slot for s in running}
         if idle is not None and n_idle >= n_running and (n_idle == len(idle.tokens) or not self._can_fork()):
             self._idle.remove(idle)  # this sequence goes on where that one ended
-            sequence.slot = idle.slot
+            sequence.slot = self._moved(idle, taken)
             if n_idle < len(idle.tokens):
-                self._memory.cut(idle.slot, n_idle)
+                self._memory.cut(sequence.slot, n_idle)
         else:
             if idle is not None and n_idle > n_running:
                 source, n_running = idle.slot, n_idle
                 idle.used = sequence.arrived
-            sequence.slot = self._take_slot(keep=source, near=[s.slot for s in running])
+            sequence.slot = self._take_slot(keep=source, near=taken)
             if n_running:
                 self._memory.share(source, sequence.slot, n_running)
             n_idle = n_running
@@ -136,16 +142,52 @@ class PrefixCache:
         """Whether there is one to take beside that of an idle sequence."""
         return bool(self._free) or len(self._idle) > 1
 
-    def _take_slot(self, keep: int = NO_SLOT, near: Many[int] = ()) -> int:
-        """An empty slot, at the cost of what was unused longest: beside those that run, because llama.cpp computes
-        neighbours in one go."""
+    def _take_slot(self, keep: int = NO_SLOT, near: Collection[int] = ()) -> int:
+        """An empty slot, at the cost of what was unused longest; beside those in `near` if that matters."""
+        slot = self._beside(near, keep)
+        if slot == NO_SLOT or slot in self._free:
+            return self._take_free(keep, slot)
+        entry = next(e for e in self._idle if e.slot == slot)
+        self._idle.remove(entry)
+        if self._free or min((e.used for e in self._idle if e.slot != keep), default=entry.used) < entry.used:
+            entry.slot = self._copied(slot, self._take_free(keep), len(entry.tokens))
+            self._idle.append(entry)
+        self._memory.cut(slot, 0)
+        return slot
+
+    def _take_free(self, keep: int, slot: int = NO_SLOT) -> int:
         if not self._free:
             victim = min((e for e in self._idle if e.slot != keep), key=lambda entry: entry.used)
             self._idle.remove(victim)
             self._release(victim.slot)
-        slot = min(self._free, key=lambda free: (min((abs(free - n) for n in near), default=0), free))
+        slot = min(self._free) if slot == NO_SLOT else slot
         self._free.remove(slot)
         return slot
+
+    def _beside(self, near: Collection[int], keep: int) -> int:
+        """The slot with the most neighbours in `near` that is not taken."""
+        if not (self._own_cells and near):
+            return NO_SLOT
+        free = [slot for slot in range(self._n_slots) if slot not in near and slot != keep]
+        best = max(
+            free, key=lambda slot: ((slot - 1 in near) + (slot + 1 in near), slot in self._free), default=NO_SLOT
+        )
+        return best if best - 1 in near or best + 1 in near else NO_SLOT
+
+    def _moved(self, idle: Idle, near: Collection[int]) -> int:
+        """The slot of what was just taken from the idle ones, after moving it beside those in `near`."""
+        slot = idle.slot
+        if not (self._own_cells and near) or slot - 1 in near or slot + 1 in near:
+            return slot
+        if not self._free and not self._idle:
+            return slot
+        target = self._copied(slot, self._take_slot(keep=slot, near=near), len(idle.tokens))
+        self._release(slot)
+        return target
+
+    def _copied(self, source: int, target: int, n: int) -> int:
+        self._memory.share(source, target, n)
+        return target
 
     def _release(self, slot: int) -> None:
         self._memory.cut(slot, 0)

@@ -47,7 +47,6 @@ from modelctl.runner.threads import Threads
 Emit = Callable[[FromRunner], None]
 Work = Sequence | Attach | Cancel | Remix | Embed | Stats
 N_EMBED = 2048  # tokens of one embedding batch, and so of one input at most
-N_COPY = 32  # tokens of a common prefix that are worth copying a sequence's memory for
 N_EXACT = 4  # rows of a deterministic batch, and so deterministic sequences that may run at once
 
 
@@ -82,7 +81,7 @@ class Engine:
         n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx) if unified else n_slots * self.n_ctx
         masker = Masker()
         context = self._context(n_cells, n_slots, self.load.n_batch, unified=unified, callback=masker.callback)
-        cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut, n_share=1 if unified else N_COPY)
+        cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut, own_cells=not unified)
         mixed = Mixed(
             self.base,
             context,
