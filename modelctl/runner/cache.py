@@ -48,7 +48,6 @@ class PrefixCache:
         self._can_share = can_share and can_cut
         self._own_cells = own_cells
         self._n_share = N_COPY if own_cells else 1
-        self._n_slots = n_slots
         self._free = list(range(n_slots))
         self._idle: list[Idle] = []
         self.n_hits = 0
@@ -165,14 +164,13 @@ class PrefixCache:
         return slot
 
     def _beside(self, near: Collection[int], keep: int) -> int:
-        """The slot with the most neighbours in `near` that is not taken."""
+        """Of the slots that nobody runs in, the one with the most neighbours in `near`."""
         if not (self._own_cells and near):
             return NO_SLOT
-        free = [slot for slot in range(self._n_slots) if slot not in near and slot != keep]
-        best = max(
-            free, key=lambda slot: ((slot - 1 in near) + (slot + 1 in near), slot in self._free), default=NO_SLOT
-        )
-        return best if best - 1 in near or best + 1 in near else NO_SLOT
+        open_slots = sorted({*self._free, *(entry.slot for entry in self._idle)} - {keep})
+        neighbours = {slot: (slot - 1 in near) + (slot + 1 in near) for slot in open_slots}
+        best = max(open_slots, key=lambda slot: (neighbours[slot], slot in self._free), default=NO_SLOT)
+        return best if neighbours.get(best) else NO_SLOT
 
     def _moved(self, idle: Idle, near: Collection[int]) -> int:
         """The slot of what was just taken from the idle ones, after moving it beside those in `near`."""

@@ -23,6 +23,7 @@ from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
 
 Fail = Callable[[Sequence, ModelctlError], None]
+N_NATIVE = 64  # rows of one mix that are worth changing the adapters for, amid mixed batches
 N_MIXES_COUNTED = 1000  # scales are floats: there is no end of mixes, so the oldest counts go
 
 
@@ -162,13 +163,16 @@ class Lane:
         return [Plan(plan.scales, tuple(rows)) for rows in batches]
 
     def _set_mix(self, plan: Plan, wanted: list[int]) -> None:
-        if plan.scales is None:
+        scales = plan.scales
+        if scales is None and len(wanted) >= N_NATIVE and len({s.scales for s, _ in plan.rows}) == 1:
+            scales = plan.rows[0][0].scales
+        if scales is None:
             assert self.mixed is not None
             self.mixed.enter([s.scales for s, n in plan.rows for _ in range(n)], wanted)
         else:
             if self.mixed is not None:
                 self.mixed.leave()
-            self.context.set_mix(plan.scales)
+            self.context.set_mix(scales)
 
     def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
         """Decode the plan, making room as needed. Returns what was decoded in the end, and the batch rows whose
