@@ -189,7 +189,7 @@ def test_a_user_id_without_a_name(tutor: str, home: Path) -> None:
 
 
 def test_a_bug_is_said_to_be_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelctl.store.Store.list", lambda self: [][1])
+    monkeypatch.setattr("modelctl.store.Store.survey", lambda self: [][1])
     done = cli("list")
     assert done.code == 1
     assert "this is a bug" in done.err
