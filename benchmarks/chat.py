@@ -27,12 +27,12 @@ def post(server: Ours, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def turn(server: Ours, messages: list[dict[str, str]], lora: dict[str, float]) -> tuple[int, int]:
-    """Asks, appends the answer; returns (prompt tokens, of them taken from the cache)."""
+def turn(server: Ours, messages: list[dict[str, str]], lora: dict[str, float]) -> tuple[int, int, int]:
+    """Asks, appends the answer; returns (prompt tokens, of them taken from the cache, tokens of the answer)."""
     options = {"temperature": 0, "num_predict": 40}
     reply = post(server, {"model": "bench", "messages": messages, "stream": False, "lora": lora, "options": options})
     messages.append(reply["message"])
-    return reply["prompt_eval_count"], reply["prompt_cached_count"]
+    return reply["prompt_eval_count"], reply.get("prompt_cached_count", 0), reply["eval_count"]
 
 
 def main() -> None:
@@ -45,16 +45,16 @@ def main() -> None:
             before = evaluated = new = 0
             for i in range(TURNS):
                 messages.append({"role": "user", "content": f"Question {i}: what else is there to say about the sea?"})
-                total, cached = turn(server, messages, {"a0": 1.0})
+                total, cached, n_answer = turn(server, messages, {"a0": 1.0})
                 if i:
                     new += total - before
                     evaluated += total - cached
-                before = total + 40
+                before = total + n_answer
             ratio = evaluated / new
             print(f"turns 2-{TURNS}: {evaluated} tokens computed, {new} new: ratio {ratio:.2f} (goal: at most 1.05)")
             turn(server, [*messages, {"role": "user", "content": "Another voice, please."}], {"a1": 1.0})
             messages.append({"role": "user", "content": "And back again?"})
-            total, cached = turn(server, messages, {"a0": 1.0})
+            total, cached, n_answer = turn(server, messages, {"a0": 1.0})
             print(f"after another mix and back: {cached} of {total} prompt tokens from the old mix's cache")
         finally:
             server.stop()

@@ -1,8 +1,8 @@
 """How many threads to decode with. Pure: the clock comes in as arguments.
 
 A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take
-twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
-fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
+twice as long as one alone, and now and then seconds. So the count follows what is measured: now and then a few steps
+are tried with one thread fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
 slowdown brings one at once.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from statistics import median
+from statistics import fmean
 
-N_TRIAL = 3  # steps a try lasts, and a median is taken over
+N_TRIAL = 8  # steps a try lasts, and a mean is taken over: beside a busy core, every other step may be a fast one
 BETTER = 0.93  # a try must beat the present count by this factor
 SLOWDOWN = 1.5  # this much slower than the best seen: something else wants the cores
-SOONEST, USUAL, LATEST = 0.5, 4.0, 60.0  # seconds between tries
+SOONEST, USUAL, LATEST = 0.5, 2.0, 60.0  # seconds between tries
 
 
 class Threads:
@@ -50,13 +50,16 @@ class Threads:
         self._recent.clear()
         self._trial.clear()
         self._best = 0.0
-        self._next = max(self._next, now + SOONEST) if self._next else now + self._interval
+        if self.n == self.n_max:  # a thread fewer is soon tried, a thread more may stall for seconds: see `_judge`
+            self._interval = USUAL
+            self._next = now + min(max(self._next - now, SOONEST), USUAL) if self._next else now + USUAL
+        self._next = max(self._next, now + SOONEST)
 
     def _watch(self, seconds: float, now: float) -> None:
         self._recent.append(seconds)
-        if len(self._recent) < N_TRIAL:
+        if len(self._recent) < N_TRIAL and sum(self._recent) < SOONEST:
             return
-        usual = median(self._recent)
+        usual = fmean(self._recent)
         self._best = min(self._best or usual, usual)
         slow = usual > SLOWDOWN * self._best and now >= self._last + SOONEST
         if now >= self._next or slow:
@@ -65,11 +68,12 @@ class Threads:
 
     def _judge(self, seconds: float, now: float) -> None:
         self._trial.append(seconds)
-        counted, usual = self._trial[1:], median(self._recent)  # the first step wakes or parks threads
-        if not counted or (len(counted) < N_TRIAL and counted[-1] < BETTER * usual):
+        usual, is_first = fmean(self._recent), len(self._trial) == 1
+        good = seconds < (SLOWDOWN if is_first else BETTER) * usual  # the first step wakes or parks threads
+        if good and len(self._trial) <= N_TRIAL:
             return
-        if median(counted) < BETTER * usual:
-            self._home, self._best, self._interval = self.n, 0.0, SOONEST
+        if good:
+            self._home, self._best, self._interval = self.n, 0.0, USUAL
             self._recent.clear()
         else:
             self.n = self._home
