@@ -2,8 +2,8 @@
 
 A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take
 twice as long as one alone, and now and then seconds. So the count follows what is measured: now and then a few steps
-are tried with one thread fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
-slowdown brings one at once.
+are tried with one thread fewer or more, and the faster count stays. A try that loses ends at its first slow step, and
+tries get rarer; a sudden slowdown brings one at once.
 """
 
 from __future__ import annotations
