@@ -20,7 +20,7 @@ import modelctl
 
 log = logging.getLogger("modelctl.runner")
 
-RUNNER = (sys.executable, "-P", "-m", "modelctl.daemon.leash")  # -P: nothing is imported from the working folder
+RUNNER = (sys.executable, "-P", "-m", "modelctl.runner")  # -P: nothing is imported from the working folder
 N_LAST_LINES = 20
 REFILL_AFTER = 3.0  # seconds
 # What llama.cpp, its backends and Python need; never the rest, which may hold keys.

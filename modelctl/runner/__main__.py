@@ -1,12 +1,13 @@
 """The runner: `python -m modelctl.runner --fd N`, a child of the daemon, at the other end of a socketpair.
 
-The main thread reads frames, renders and tokenises; the engine's thread decodes. It ends when the socket ends, so no
-runner outlives its daemon.
+The main thread reads frames, renders and tokenises; the engine's thread decodes. It ends when the socket ends, also
+while it loads, which takes minutes for a large base on a slow disk: no runner outlives its daemon.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from modelctl.runner.prepare import Preparer
 
 def main() -> int:
     sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+    threading.Thread(target=_end_with, args=(sock.fileno(),), name="leash", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a foreground daemon is the daemon's to handle
     _prefer_as_oom_victim()
     body = frames.receive(sock)
@@ -29,6 +31,14 @@ def main() -> int:
     load = frames.to_runner.decode(body)
     assert isinstance(load, frames.Load), "the first frame is a Load"
     return Runner(sock).serve(load)
+
+
+def _end_with(fd: int) -> None:
+    """End this process, whatever its other threads are at, when the other side of the socket `fd` is closed."""
+    poll = select.poll()
+    poll.register(fd, 0)  # a hang-up is always reported; what comes in is for the main thread to read
+    poll.poll()
+    os._exit(0)
 
 
 def _prefer_as_oom_victim() -> None:
