@@ -65,7 +65,7 @@ class Engine:
         self._embedding: deque[tuple[int, Iterator[Embedded | Failed | None]]] = deque()
         self._contexts: list[Context] = []
         self._paths: dict[str, str] = {}  # of the attached adapters, by digest
-        self._padded: list[Joined] = []
+        self._padded: dict[str, Joined] = {}  # of these, by digest, the copies with a suitable rank
         try:
             self.shared = self._shared_lane()
             self.attach(load.adapters)
@@ -233,28 +233,28 @@ class Engine:
 
     def attach(self, adapters: Iterable[AdapterFile]) -> None:
         """Load adapters, all or none, and prove them with one decode: some bad files fail only there."""
-        loaded: list[str] = []
+        before = set(self._paths)
         try:
             for adapter in adapters:
                 if adapter.digest not in self._paths:
                     path = self._joinable(adapter)
                     self.base.attach(adapter.digest, path)
                     self._paths[adapter.digest] = path
-                    loaded.append(adapter.digest)
-            self._prove(loaded)
+            self._prove([digest for digest in self._paths if digest not in before])
         except LoadFailed:
             self.shared.context.set_mix(())
-            for digest in loaded:
+            for digest in self._paths.keys() - before:
                 self.base.detach(digest)
                 del self._paths[digest]
+            for digest in self._padded.keys() - before:
+                self._padded.pop(digest).close()
             raise
 
     def _joinable(self, adapter: AdapterFile) -> str:
         """The path of the adapter's file, or of a copy in memory whose rank suits mixed batches."""
-        if self.shared.mixed is None or not needs_padding(adapter.path):
+        if not needs_padding(adapter.path):
             return adapter.path
-        padded = pad(Source(adapter.digest, adapter.path))
-        self._padded.append(padded)
+        self._padded[adapter.digest] = padded = pad(Source(adapter.digest, adapter.path))
         return padded.path
 
     def _prove(self, digests: list[str]) -> None:
@@ -310,7 +310,7 @@ class Engine:
         if self.embedder:
             self.embedder.close()
         self.base.close()
-        for padded in self._padded:
+        for padded in self._padded.values():
             padded.close()
 
 

@@ -176,14 +176,16 @@ class Base:
 
     def bucket(self, digest: str) -> int:
         """See `hash_order`."""
-        return (ctypes.cast(self._adapters[digest], ctypes.c_void_p).value or 0) % N_BUCKETS
+        return self._address(digest) % N_BUCKETS
+
+    def _address(self, digest: str) -> int:
+        return ctypes.cast(self._adapters[digest], ctypes.c_void_p).value or 0
 
     def native_order(self, digests: Sequence[str]) -> list[str]:
         """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
         the order is part of the result."""
         handed = list(reversed(digests))
-        addresses = [ctypes.cast(self._adapters[d], ctypes.c_void_p).value or 0 for d in handed]
-        return [handed[i] for i in hash_order(addresses)]
+        return [handed[i] for i in hash_order([self._address(d) for d in handed])]
 
     def detach(self, digest: str) -> None:
         """Free one adapter. No context may have it in its mix."""

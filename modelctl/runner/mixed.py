@@ -149,7 +149,6 @@ class Mixed:
         """The mixes that share their batches in this step, perhaps none; `counts`: rows by mix."""
         if self.mode == "never" or self.refused:
             return frozenset()
-        self._used |= dict.fromkeys(counts, now)
         self._n_alone = 0 if len(counts) > 1 else self._n_alone + 1
         if self.mode == "auto" and self._n_alone > N_ALONE:
             self.on = False
@@ -197,11 +196,11 @@ class Mixed:
 
     def _keep_up(self, counts: Mapping[Scales, int], now: float) -> None:
         """Join what is in use, beside the engine; take over what is ready."""
+        self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP} | dict.fromkeys(counts, now)
         if self._building is not None:
             if self._building.done():
                 self._finish()
             return
-        self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP}
         if all(map(self.covers, counts)):
             return
         wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
