@@ -43,9 +43,10 @@ class Guard:
             _check_host(headers, scope["server"])
             origin = self._checked_origin(headers)
         except ModelctlError as error:
-            await error_response(scope["path"], error)(scope, receive, _with_headers(send, None))
+            await error_response(scope["path"], error)(scope, receive, send)
             return
-        send = _with_headers(send, origin)
+        if origin is not None:
+            send = _allowing(origin, send)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await Response(status_code=204, headers=_preflight(headers))(scope, receive, send)
         else:
@@ -87,14 +88,12 @@ def _preflight(headers: Headers) -> dict[str, str]:
     return {**_PREFLIGHT, "Access-Control-Allow-Headers": asked} if asked else _PREFLIGHT
 
 
-def _with_headers(send: Send, origin: str | None) -> Send:
+def _allowing(origin: str, send: Send) -> Send:
+    """Tells the browser that pages of this origin may read the reply."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["X-Content-Type-Options"] = "nosniff"
-            headers.add_vary_header("Origin")
-            if origin is not None:
-                headers["Access-Control-Allow-Origin"] = origin
+            MutableHeaders(scope=message)["Access-Control-Allow-Origin"] = origin
         await send(message)
 
     return sending

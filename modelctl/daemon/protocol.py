@@ -1,15 +1,20 @@
-"""uvicorn's HTTP protocol with the limits it lacks: on the size of a request's head, and on the time it may take."""
+"""uvicorn's HTTP protocol with the limits it lacks: on the size of a request's head, and on the time that it, and the
+reading of an answer, may take."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+log = logging.getLogger("modelctl.daemon")
+
 MAX_HEAD = 64 << 10  # bytes
 MAX_HEADERS = 100
 HEAD_TIMEOUT = 10.0  # seconds from the first byte of a connection; between requests the keep-alive time rules
+READ_TIMEOUT = 60.0  # seconds in which a client must read what waits; one that does not must not hold a model in memory
 
 
 class BadHead(Exception):
@@ -19,6 +24,7 @@ class BadHead(Exception):
 class LimitedProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of the request line and headers so far; -1 once they are complete
     _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None  # runs while the client is behind
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -26,7 +32,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_complete()
+        self._stop_read_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(READ_TIMEOUT, self._cut_off)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_read_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -58,3 +73,12 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _cut_off(self) -> None:
+        log.warning("a client stopped reading; its answer was cut off")
+        self.transport.abort()

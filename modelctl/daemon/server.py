@@ -90,6 +90,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         lifespan="off",
         log_config=None,
         server_header=False,
+        headers=[("X-Content-Type-Options", "nosniff"), ("Vary", "Origin")],  # see guard.py
         proxy_headers=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=int(DRAIN + STRAGGLE),

@@ -61,7 +61,7 @@ class Stream:
 
     Each generation's last delta has `done` set. Raises the error that ended one of them instead, if one did. `close`
     cancels those that still run. A reader so slow that `MAX_WAITING` deltas wait is cut off: a runner never waits for
-    a client.
+    a client. One reader at a time.
     """
 
     def __init__(self, model: str, generations: Sequence[Generate], source: Source) -> None:
@@ -73,7 +73,7 @@ class Stream:
         self._waiting: deque[Delta] = deque()
         self._error: ModelctlError | None = None
         self._ended = False
-        self._wake = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, delta: Delta) -> None:
         if self._ended:
@@ -86,11 +86,15 @@ class Stream:
         self._waiting.append(delta)
         self._n_running -= delta.done is not None
         self._ended = not self._n_running
-        self._wake.set()
+        self._wake()
 
     def fail(self, error: ModelctlError) -> None:
         self._error, self._ended = error, True
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def remix(self, mix: list[tuple[str, float]]) -> None:
         """Go on under another mix, from the next token."""
@@ -109,6 +113,6 @@ class Stream:
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         return self._waiting.popleft()

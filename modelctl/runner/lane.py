@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import accumulate
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -188,8 +190,8 @@ class Lane:
             return self._take_back(plan), []
         for sequence, n in plan.rows:
             sequence.n_done += n
-        ends = np.cumsum([n for _, n in plan.rows]) - 1
-        return plan, [(s, int(end)) for (s, _), end in zip(plan.rows, ends, strict=True) if s.n_pending == 0]
+        ends = accumulate(n for _, n in plan.rows)
+        return plan, [(s, end - 1) for (s, _), end in zip(plan.rows, ends, strict=True) if s.n_pending == 0]
 
     def _take_back(self, plan: Plan) -> Plan:
         """What was computed cannot be trusted: forget it, and go on natively."""
@@ -224,7 +226,7 @@ class Lane:
         if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
             logits[self.base.eog] = -np.inf
         token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
-        if not np.isfinite(logits[token]):
+        if not isfinite(logits[token]):
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None
         sequence.first = sequence.first or now

@@ -17,6 +17,7 @@ from modelctl.runner.sequence import Scales, Sequence
 
 MIN_QUANTUM = 0.1  # seconds
 PATIENCE = 10_000_000_000  # nanoseconds
+SHORT = 32  # rows that a prompt gets at least, when it gets any
 RESERVES_PER_QUANTUM = 10  # at most a tenth of the time goes into changing adapters
 
 
@@ -73,19 +74,24 @@ class Scheduler:
         self._credit[plan.scales] = self._credit.get(plan.scales, 0.0) - seconds
 
     def rows(self, sequences: Many[Sequence]) -> list[tuple[Sequence, int]]:
-        """One row for each that generates; what is left is split evenly among the prompts, shortest need first."""
+        """One row for each that generates; what is left is split evenly among the prompts, shortest need first. Short
+        ones are taken whole, even a little beyond `n_chunk`, because a rest costs a batch of its own; but an even share
+        is kept for the eldest."""
         generating = [s for s in sequences if s.generating][: self.n_batch]
         prompts = sorted((s for s in sequences if not s.generating), key=lambda s: (s.n_pending, s.arrived))
-        budget = self.n_batch - len(generating)
-        if generating:
-            budget = min(budget, self.n_chunk)
         chosen = [(s, 1) for s in generating]
+        room = self.n_batch - len(generating)
+        budget = min(room, self.n_chunk) if generating else room
+        eldest = min(prompts, key=lambda s: s.arrived, default=None)
+        kept = budget // max(1, len(prompts))
+        budget -= kept
         for i, sequence in enumerate(prompts):
-            n = min(sequence.n_pending, max(1, budget // (len(prompts) - i)), budget)
-            if n <= 0:
-                break
-            chosen.append((sequence, n))
-            budget -= n
+            if sequence is eldest:
+                budget = max(0, budget) + kept
+            if budget > 0 and room > 0:
+                n = min(sequence.n_pending, max(SHORT, budget // (len(prompts) - i)), room)
+                chosen.append((sequence, n))
+                budget, room = budget - n, room - n
         return chosen
 
     def _turn(self, by_turn: dict[Scales | None, list[Sequence]]) -> Scales | None:

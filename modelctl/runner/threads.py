@@ -1,9 +1,9 @@
 """How many threads to decode with. Pure: the clock comes in as arguments.
 
-A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take
-twice as long as one alone, and now and then seconds. So the count follows what is measured: now and then a few steps
-are tried with one thread fewer or more, and the faster count stays. A try that loses ends at its first slow step, and
-tries get rarer; a sudden slowdown brings one at once.
+A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take up
+to twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
+fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
+slowdown brings one at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import fmean
 N_TRIAL = 8  # steps a try lasts, and a mean is taken over: beside a busy core, every other step may be a fast one
 BETTER = 0.93  # a try must beat the present count by this factor
 SLOWDOWN = 1.5  # this much slower than the best seen: something else wants the cores
-SOONEST, USUAL, LATEST = 0.5, 2.0, 60.0  # seconds between tries
+SOONEST, USUAL, LATEST = 0.5, 2.0, 30.0  # seconds between tries
 
 
 class Threads:
@@ -50,10 +50,8 @@ class Threads:
         self._recent.clear()
         self._trial.clear()
         self._best = 0.0
-        if self.n == self.n_max:  # a thread fewer is soon tried, a thread more may stall for seconds: see `_judge`
-            self._interval = USUAL
-            self._next = now + min(max(self._next - now, SOONEST), USUAL) if self._next else now + USUAL
-        self._next = max(self._next, now + SOONEST)
+        self._interval = USUAL
+        self._next = now + min(max(self._next - now, SOONEST), USUAL) if self._next else now + USUAL
 
     def _watch(self, seconds: float, now: float) -> None:
         self._recent.append(seconds)

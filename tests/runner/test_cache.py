@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from modelctl.runner.cache import PrefixCache, common_prefix
+from modelctl.runner.cache import N_OLDER, PrefixCache, common_prefix
 from modelctl.runner.sequence import Sequence
 from tests.runner.conftest import MakeSequence
 
@@ -132,6 +132,22 @@ def test_those_that_run_are_neighbours_and_nothing_is_forgotten_for_it(make: Mak
         assert slots == list(range(slots[0], slots[0] + len(slots)))
     for tokens in ([1, 1, 1, 5], [3, 3, 3, 5]):
         assert run(cache, memory, make(tokens), tuple(running)) == 3, "what lay in the way was moved"
+
+
+def test_nothing_is_copied_to_keep_what_is_hardly_newer_than_the_rest(make: MakeSequence) -> None:
+    for age, kept in ((N_OLDER, 0), (N_OLDER + 1, 2)):
+        memory = FakeMemory()
+        cache = PrefixCache(memory, 3, own_cells=True)
+        past = [make([i, i]) for i in range(3)]
+        for i, sequence in enumerate(past):
+            run(cache, memory, sequence, tuple(past[:i]))
+        for sequence, used in zip(past, (0, age, age), strict=True):
+            cache.retire(sequence, used)
+        running = make([2, 2, 9])
+        assert run(cache, memory, running) == 2, "it goes on in slot 2"
+        assert run(cache, memory, make([7]), (running,)) == 0, "and this takes slot 1"
+        assert len(cache.idle_lengths()) == 1
+        assert [len(entry.tokens) for entry in cache._idle if entry.tokens == [1, 1]] == [kept] * bool(kept)
 
 
 @pytest.mark.parametrize("own_cells", [False, True])

@@ -86,3 +86,26 @@ def test_new_mixes_without_end_cannot_keep_one_request_waiting_for_ever(make: Ma
     fresh = [make([1], mix=f"new{i}") for i in range(5)]
     assert Scheduler().admit([unlucky, *fresh], running, now=PATIENCE // 2) is fresh[0]
     assert Scheduler().admit([unlucky, *fresh], running, now=2 * PATIENCE) is unlucky
+
+
+def test_short_prompts_are_not_cut_for_a_few_rows(make: MakeSequence) -> None:
+    scheduler = Scheduler(n_batch=512, n_chunk=128)
+    crowd = [make([1] * 21) for _ in range(7)]
+    assert [n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *crowd])] == [1] + [21] * 7
+
+
+def test_short_prompts_leave_a_share_to_a_long_one_that_came_before(make: MakeSequence) -> None:
+    scheduler = Scheduler(n_batch=512, n_chunk=128)
+    generating, long = make([1] * 9, done=8, generated=1), make([1] * 2000)
+    rows = dict(scheduler.rows([generating, long, *(make([1] * 32) for _ in range(6))]))
+    assert rows[long] >= 128 // 7
+
+
+def test_a_batch_never_has_more_rows_than_it_may(make: MakeSequence) -> None:
+    scheduler = Scheduler(n_batch=64, n_chunk=48)
+    for n in (1, 20, 33, 500):
+        for n_generating in (0, 1, 30, 64, 70):
+            running = [make([1] * 9, done=8, generated=1) for _ in range(n_generating)]
+            running += [make([1] * n) for _ in range(9)]
+            rows = scheduler.rows(running)
+            assert 0 < sum(n for _, n in rows) <= 64 and all(n > 0 for _, n in rows)

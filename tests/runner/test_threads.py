@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -65,3 +68,13 @@ def test_another_batch_shape_is_not_taken_for_a_slowdown() -> None:
         threads.record(rows, took, now)
         tried += threads.n == 1
     assert tried == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
+@pytest.mark.parametrize(("given", "expected"), [({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_for_each_other_soon_sleep(given: dict[str, str], expected: str) -> None:
+    unset = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    environment = {**unset, **given, "OMP_DISPLAY_ENV": "verbose"}
+    command = [sys.executable, "-c", "import modelctl.runner.llama"]
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in shown
