@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from modelctl.daemon.bodies import while_connected
 from modelctl.daemon.errors import ours
+from modelctl.daemon.protocol import PIPE, Pipe
+from modelctl.daemon.streams import Direct
 from modelctl.errors import ModelctlError
 from modelctl.runner.frames import Delta
 
@@ -53,14 +55,18 @@ class Answer:
     A client that leaves ends the generation.
     """
 
-    def __init__(self, deltas: Callable[[], AsyncIterator[Delta]], dialect: Dialect, *, stream: bool) -> None:
+    def __init__(
+        self, deltas: Callable[[Direct | None], AsyncIterator[Delta]], dialect: Dialect, *, stream: bool
+    ) -> None:
+        """`deltas` may hand some to the function it is given, in their order, as soon as the first was sent."""
         self._deltas = deltas
         self._dialect = dialect
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
-            async with aclosing(self._deltas()) as deltas:  # type: ignore[type-var]  # an async generator
+            direct = self._direct(scope) if self._stream else None
+            async with aclosing(self._deltas(direct)) as deltas:  # type: ignore[type-var]  # an async generator
                 if self._stream:
                     await self._send_stream(deltas, send)
                 else:
@@ -68,6 +74,19 @@ class Answer:
                     await Response(body, media_type="application/json")(scope, receive, send)
 
         await while_connected(receive, work())
+
+    def _direct(self, scope: Scope) -> Direct | None:
+        pipe: Pipe | None = scope.get("extensions", {}).get(PIPE)
+        if pipe is None:
+            return None
+
+        def direct(delta: Delta) -> bool:
+            if not pipe.is_open:
+                return False
+            pipe.write(b"".join(self._dialect.pieces(delta)))
+            return True
+
+        return direct
 
     async def _send_stream(self, deltas: AsyncIterator[Delta], send: Send) -> None:
         started = False

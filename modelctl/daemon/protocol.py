@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with the limits it lacks: on the size of a request's head, and on the time that it, and the
-reading of an answer, may take."""
+"""uvicorn's HTTP protocol with a short cut for tokens, and with the limits it lacks: on the size of a request's head,
+and on the time that it, and the reading of an answer, may take."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import asyncio
 import logging
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 log = logging.getLogger("modelctl.daemon")
 
+PIPE = "modelctl.pipe"  # among the extensions of an ASGI scope
 MAX_HEAD = 64 << 10  # bytes
 MAX_HEADERS = 100
 HEAD_TIMEOUT = 10.0  # seconds from the first byte of a connection; between requests the keep-alive time rules
@@ -19,6 +20,25 @@ READ_TIMEOUT = 60.0  # seconds in which a client must read what waits; one that 
 
 class BadHead(Exception):
     """Seen by the parser, which answers 400 and closes."""
+
+
+class Pipe:
+    """The body of one streamed response, for pieces that are written at once. To pass a token on through the reader's
+    task and ASGI's coroutines costs more than all else the daemon does with it."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_open(self) -> bool:
+        """Its headers were sent, its client reads, and its end is yet to come."""
+        cycle = self._cycle
+        started = cycle.response_started and cycle.chunked_encoding is True and cycle.scope["method"] != "HEAD"
+        return started and not (cycle.disconnected or cycle.response_complete or cycle.flow.write_paused)
+
+    def write(self, piece: bytes) -> None:
+        if piece:  # nothing would be a chunk that ends the body
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -63,6 +83,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":  # a proxy's form, whose host nobody would check
             raise BadHead
         super().on_headers_complete()
+        extensions: dict[str, Any] = {PIPE: Pipe(self.cycle)}
+        self.scope["extensions"] = extensions
 
     def _expect_head(self) -> None:
         self._head_bytes = 0

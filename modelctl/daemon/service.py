@@ -17,7 +17,7 @@ from modelctl.config import Config, parse_duration
 from modelctl.daemon.metrics import Metrics
 from modelctl.daemon.mixes import Mixes, chosen
 from modelctl.daemon.runners import Lease, Runners
-from modelctl.daemon.streams import Stream
+from modelctl.daemon.streams import Direct, Stream
 from modelctl.errors import BadRequest, ModelctlError, RunnerDied
 from modelctl.mix import split_model
 from modelctl.model import Model
@@ -92,8 +92,11 @@ class Service:
         kept = None if keep_alive is None else parse_duration(keep_alive)
         return Job(asked, model, scales, lora is None and spelled is None, checked, n_ctx, kept)
 
-    async def run(self, job: Job, generations: Sequence[Generate]) -> AsyncIterator[Delta]:
+    async def run(
+        self, job: Job, generations: Sequence[Generate], direct: Direct | None = None
+    ) -> AsyncIterator[Delta]:
         """The deltas of the answers, each with its generation's place as its id. To stop early, close the iterator.
+        After the first, `direct` may take some, never the last, before they come out here.
 
         A runner that dies before it said anything is replaced, once: it may have been dead when the request came.
         """
@@ -109,6 +112,7 @@ class Service:
                         async for delta in stream:
                             silent = False
                             yield delta
+                            stream.direct = direct
                         return
                     except RunnerDied:
                         if last_try or not silent or lease.process.stopping:

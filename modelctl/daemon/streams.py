@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modelctl.errors import BadRequest, Busy, ModelctlError, NotFound, TooLarge
@@ -12,6 +12,7 @@ from modelctl.runner.frames import Attached, Delta, Embedded, Failed, Generate, 
 
 MAX_WAITING = 1024  # deltas; the socket to a client that does not read has taken megabytes by then
 
+Direct = Callable[[Delta], bool]  # takes a delta to its client at once; False: not now
 Answer = Attached | Rendered | Embedded | StatsReply
 
 _BY_STATUS = {400: BadRequest, 404: NotFound, 413: TooLarge, 503: Busy}
@@ -66,6 +67,7 @@ class Stream:
 
     def __init__(self, model: str, generations: Sequence[Generate], source: Source) -> None:
         self.model = model
+        self.direct: Direct | None = None  # spares each delta the way through the reader's task, while that waits
         self.ids: list[int] = []  # of those that were started
         self.later = list(generations)  # the others
         self._source = source
@@ -83,6 +85,8 @@ class Stream:
             self.fail(ModelctlError("the answer was cut off: the client reads too slowly"))
             return
         delta.id = self.ids.index(delta.id)
+        if delta.done is None and self._went_directly(delta):
+            return
         self._waiting.append(delta)
         self._n_running -= delta.done is not None
         self._ended = not self._n_running
@@ -91,6 +95,14 @@ class Stream:
     def fail(self, error: ModelctlError) -> None:
         self._error, self._ended = error, True
         self._wake()
+
+    def _went_directly(self, delta: Delta) -> bool:
+        """Only while the reader waits for more, so that nothing is overtaken."""
+        reader_waits = self._reader is not None and not self._reader.done()
+        try:
+            return self.direct is not None and reader_waits and self.direct(delta)
+        except Exception:  # the reader's task will meet it too, and say so to the client
+            return False
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

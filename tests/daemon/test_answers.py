@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import Response
 
 from modelctl.daemon.answers import Answer, Later, joined, timestamp
+from modelctl.daemon.streams import Direct
 from modelctl.errors import BadRequest, ModelctlError, RunnerDied
 from modelctl.runner.frames import Delta, Done
 
@@ -39,7 +40,7 @@ class Deltas:
         self._words, self._error, self._hang = words, error, hang
         self.closed = False
 
-    async def __call__(self) -> AsyncIterator[Delta]:
+    async def __call__(self, direct: Direct | None = None) -> AsyncIterator[Delta]:
         try:
             for word in self._words:
                 yield Delta(1, word)

@@ -1,16 +1,20 @@
-"""The time a client may take to read."""
+"""The short cut for tokens, and the time a client may take to read."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
 
 from modelctl.daemon import protocol
-from modelctl.daemon.protocol import LimitedProtocol
+from modelctl.daemon.protocol import PIPE, LimitedProtocol, Pipe
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_a_client_that_stops_reading_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,12 +38,50 @@ async def _serve_one_who_does_not_read() -> None:
         gone.set()
         await pouring
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(endless, http=LimitedProtocol, ws="none", lifespan="off"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
-        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with _served(endless) as (_, writer):
+        writer.write(REQUEST)
         await gone.wait()
-        writer.close()
-        server.should_exit = True
-        await serving
+
+
+def test_pieces_past_asgi_arrive_between_those_that_go_through_it() -> None:
+    assert asyncio.run(asyncio.wait_for(_pipe_into_a_body(), 60)) == b"abcd"
+
+
+async def _pipe_into_a_body() -> bytes:
+    open_: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pipe: Pipe = scope["extensions"][PIPE]
+        open_.append(pipe.is_open)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        open_.append(pipe.is_open)
+        for piece in (b"b", b"", b"c"):
+            pipe.write(piece)
+        await send({"type": "http.response.body", "body": b"d", "more_body": False})
+        open_.append(pipe.is_open)
+
+    async with _served(app) as (reader, writer):
+        writer.write(REQUEST)
+        body = b""
+        await reader.readuntil(b"\r\n\r\n")
+        while size := int(await reader.readline(), 16):
+            body += await reader.readexactly(size)
+            await reader.readexactly(2)
+    assert open_ == [False, True, False]
+    return body
+
+
+@asynccontextmanager
+async def _served(app: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server of `app`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, ws="none", lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            server.should_exit = True
+            await serving

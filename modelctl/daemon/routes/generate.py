@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -58,7 +59,7 @@ async def _respond(
         return reply(dialect.loaded("unload" if job.keep_alive == 0 else "load"))
     if asked.debug_render_only:
         return reply(dialect.rendered((await desk.render(job, prompt)).text))
-    return Answer(lambda: desk.run(job, [generation]), dialect, stream=asked.stream is not False)
+    return Answer(partial(desk.run, job, [generation]), dialect, stream=asked.stream is not False)
 
 
 def _generate_prompt(model: Model, asked: native.GenerateRequest) -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -96,7 +97,7 @@ def _answer(desk: Service, job: Job, asked: openai.SamplingRequest, generation: 
     usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
     generations = _several(generation, asked.n or 1)
     dialect = Sse(job.asked, chat=chat, n=len(generations), usage=usage)
-    return Answer(lambda: desk.run(job, generations), dialect, stream=bool(asked.stream))
+    return Answer(partial(desk.run, job, generations), dialect, stream=bool(asked.stream))
 
 
 def _several(generation: Generate, n: int) -> list[Generate]:
