@@ -52,12 +52,14 @@ class Answer:
     gaps: tuple[float, ...] = ()  # seconds between pieces of text
 
 
-def models(n_adapters: int = 8) -> Models:
-    """SmolLM2-135M in Q4_0 with `n_adapters` random rank-16 adapters, made once and kept in the cache folder."""
+def models(n_adapters: int = 8, base: Path | None = None) -> Models:
+    """A base, SmolLM2-135M in Q4_0 if none is given, with `n_adapters` random rank-16 adapters; what is made here is
+    kept in the cache folder."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    base = CACHE / "smollm2-135m-q4_0.gguf"
-    if not base.exists():
-        _requantise(fetch(), base)
+    if base is None:
+        base = CACHE / "smollm2-135m-q4_0.gguf"
+        if not base.exists():
+            _requantise(fetch(), base)
     return Models(base, tuple(random_adapter(base, CACHE / f"{base.stem}-rand{i}.gguf", i) for i in range(n_adapters)))
 
 

@@ -1,12 +1,13 @@
 """One stream, a long prompt, eight streams under one, four and eight mixes: against llama-server.
 
-LLAMA_SERVER=... python -m benchmarks.throughput [--rounds 5]
+LLAMA_SERVER=... python -m benchmarks.throughput [--rounds 5] [--base model.gguf]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 from benchmarks.common import QUESTION, Server, both, compare, crowd, models
 
@@ -25,8 +26,10 @@ def long_prompt(server: Server, i: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    with both(models(), n_ctx=2560) as (ours, peer):
+    parser.add_argument("--base", type=Path, help="another base than SmolLM2-135M in Q4_0")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
+    with both(models(base=arguments.base), n_ctx=2560) as (ours, peer):
         print("one stream, base", flush=True)
         compare(ours, peer, one_stream, rounds)
         print("one prompt of 2,000 tokens", flush=True)

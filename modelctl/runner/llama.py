@@ -37,7 +37,7 @@ _N_WORDS = 128  # of a llama_context in which its own parameters are looked for
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes callback type
 def _log(level: int, text: bytes, _data: object) -> None:
-    if 4 >= level >= _log_level:
+    if 4 >= level >= _log_level and b"cannot use buft" not in text:  # one line for each weight of each adapter
         sys.stderr.write(text.decode(errors="replace"))
 
 

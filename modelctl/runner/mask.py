@@ -55,15 +55,18 @@ class Masker:
 
     def callback(self, node: int, ask: bool, _data: object) -> bool:
         """ggml_backend_sched_eval_callback."""
-        weight = _pointer(node + _SOURCE).value
-        if ask:
-            if self._learning >= 0:
-                self._learn(weight)
-            return weight in self._wanted
-        entry = self._wanted.get(weight)
-        if entry is not None:
-            self._mask(node, *entry)
-        return True
+        try:
+            weight = _pointer(node + _SOURCE).value
+            if ask:
+                if self._learning >= 0:
+                    self._learn(weight)
+                return weight in self._wanted
+            entry = self._wanted.get(weight)
+            if entry is not None:
+                self._mask(node, *entry)
+        except Exception as error:  # ctypes would print it, and llama.cpp go on with what is not masked
+            self.problem = f"masking failed: {error!r}"
+        return not ask
 
     def _mask(self, node: int, layout: Layout, rows: Mask, outputs: Mask) -> None:
         width, n_tokens = _int64(node + _NE).value, _int64(node + _NE + 8).value

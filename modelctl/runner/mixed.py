@@ -24,7 +24,7 @@ Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups i
 MODES = ("auto", "always", "never")
 N_LOADS = 50  # tries to get addresses that llama.cpp walks in the right order
 N_ALONE = 10  # steps with one mix only, after which it runs natively
-KEEP = 30.0  # seconds an adapter stays joined after its last use
+KEEP = 10.0  # seconds after its last use in which an adapter stays joined, unless others need its place
 STALE = 30.0  # seconds after which a measured time is asked again
 GAIN = 0.9  # a change of mode must promise this much
 EXACT = 1e-3  # a masked logit may differ this much from a native one: it differs by 0 where masking works
@@ -201,13 +201,19 @@ class Mixed:
             if self._building.done():
                 self._finish()
             return
-        if all(map(self.covers, counts)):
+        if all(map(self.covers, counts)) and not self._is_half_idle():
             return
         wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
         if frozenset(wanted) != self._tried:
             self._tried = frozenset(wanted)
             orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_BUCKETS]
             self._building = self._worker.submit(self._join, orders)
+
+    def _is_half_idle(self) -> bool:
+        """Whether half of the joined rank or more was not used for a while: each token pays for all of it."""
+        used = {digest for scales in self._used for digest, _ in scales}
+        ranks = {digest: self._sources[digest].max_rank for group in self.groups for digest in group}
+        return 2 * sum(rank for digest, rank in ranks.items() if digest in used) <= sum(ranks.values())
 
     def _join(self, orders: Sequence[Sequence[str]]) -> list[Joined]:
         """On the worker's thread; empty when there is nothing to gain."""

@@ -16,7 +16,7 @@ from modelctl.runner import llama
 from modelctl.runner.joined import Layout, Part, Source, join, needs_padding
 from modelctl.runner.layout import N_IDLE, layout
 from modelctl.runner.mask import factors_of, owners_of
-from modelctl.runner.mixed import Mixed, StepTimes, arrange, is_faster
+from modelctl.runner.mixed import KEEP, Mixed, StepTimes, arrange, is_faster
 from modelctl.runner.sequence import Scales
 from tests.runner.harness import Harness
 from tests.runner.tiny_models import mixture, random_adapter
@@ -269,4 +269,42 @@ def test_a_doubtful_result_is_computed_again_natively(base: Path, adapters: dict
     assert "Arr" in harness.text[idents[0]]
     assert '{"answer"' in harness.text[idents[1]]
     assert harness.engine.stats()["batches"].startswith("native: a result of ")
+    harness.close()
+
+
+def test_a_callback_that_fails_is_a_doubtful_result(
+    base: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    mixed = mixed_of(harness)
+    settle(mixed, [(("pirate", 1.0),), (("json", 1.0),)])
+    idents = [harness.submit(CATS, {"pirate": 1.0}), harness.submit(CATS, {"json": 1.0})]
+    for _ in range(5):
+        harness.step()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(mixed._masker, "_mask", broken)
+    harness.finish()
+    assert "Arr" in harness.text[idents[0]]
+    assert '{"answer"' in harness.text[idents[1]]
+    assert harness.engine.stats()["batches"] == "native: masking failed: ZeroDivisionError()"
+    harness.close()
+
+
+def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    mixed = mixed_of(harness)
+    mixes: list[Scales] = [((name, 1.0),) for name in adapters]
+    settle(mixed, mixes)
+    assert [len(group) for group in mixed.groups] == [3]
+    for seconds, n in ((KEEP - 1, 3), (KEEP + 1, 1)):
+        deadline = time.monotonic() + 60
+        while True:
+            mixed.choose({mixes[0]: 1, (): 1}, time.perf_counter() + seconds, 0.1)
+            if mixed._building is None and (n == 3 or len(mixed.groups[0]) == n or time.monotonic() > deadline):
+                break
+            time.sleep(0.01)
+        assert [len(group) for group in mixed.groups] == [n]
     harness.close()
