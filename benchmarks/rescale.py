@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -67,12 +68,11 @@ def reserves(server: Ours) -> int:
     return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("modelctl_reserves_total")))
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process's Python threads: all but those that only compute."""
-    import os
-
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """(in its own code, in the kernel) of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tick = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / tick, int(fields[12]) / tick
 
 
 def main() -> None:
@@ -82,9 +82,10 @@ def main() -> None:
             asyncio.run(server.ask("Hello", 4))
             before = cpu_seconds(server.process.pid)
             calm, _ = asyncio.run(run(server, 0))
-            spent = cpu_seconds(server.process.pid) - before
+            after = cpu_seconds(server.process.pid)
             tokens = sum(a.n_tokens for a in calm)
-            print(f"daemon's CPU per token, eight streams: {spent / tokens * 1e6:.0f} us")
+            own, kernel = ((b - a) / tokens * 1e6 for a, b in zip(before, after, strict=True))
+            print(f"daemon's CPU per token, eight streams: {own:.0f} us and {kernel:.0f} us in the kernel")
             stirred, times = asyncio.run(run(server, N_SETS))
             milliseconds = sorted(t * 1e3 for t in times)
             print(
