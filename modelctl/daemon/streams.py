@@ -96,17 +96,21 @@ class Stream:
         self._error, self._ended = error, True
         self._wake()
 
+    @property
+    def _parked(self) -> asyncio.Future[None] | None:
+        """What the reader waits on, while it waits."""
+        return None if self._reader is None or self._reader.done() else self._reader
+
     def _went_directly(self, delta: Delta) -> bool:
         """Only while the reader waits for more, so that nothing is overtaken."""
-        reader_waits = self._reader is not None and not self._reader.done()
         try:
-            return self.direct is not None and reader_waits and self.direct(delta)
+            return self.direct is not None and self._parked is not None and self.direct(delta)
         except Exception:  # the reader's task will meet it too, and say so to the client
             return False
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if (parked := self._parked) is not None:
+            parked.set_result(None)
 
     def remix(self, mix: list[tuple[str, float]]) -> None:
         """Go on under another mix, from the next token."""

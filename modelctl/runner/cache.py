@@ -23,7 +23,7 @@ class Memory(Protocol):
 
 
 N_COPY = 32  # tokens of a common prefix that are worth copying a sequence's cells for
-N_OLDER = 10_000_000_000  # ns by which another idle sequence must be older, to be given up for a copy of this one
+MUCH_OLDER = 10_000_000_000  # ns by which another idle sequence must be older, to be given up for a copy of this one
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ class PrefixCache:
         entry = next(e for e in self._idle if e.slot == slot)
         self._idle.remove(entry)
         others = (e.used for e in self._idle if e.slot != keep)
-        if self._free or min(others, default=entry.used) < entry.used - N_OLDER:
+        if self._free or min(others, default=entry.used) < entry.used - MUCH_OLDER:
             entry.slot = self._copied(slot, self._take_free(keep), len(entry.tokens))
             self._idle.append(entry)
         self._memory.cut(slot, 0)

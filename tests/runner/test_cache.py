@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from modelctl.runner.cache import N_OLDER, PrefixCache, common_prefix
+from modelctl.runner.cache import MUCH_OLDER, PrefixCache, common_prefix
 from modelctl.runner.sequence import Sequence
 from tests.runner.conftest import MakeSequence
 
@@ -135,7 +135,7 @@ def test_those_that_run_are_neighbours_and_nothing_is_forgotten_for_it(make: Mak
 
 
 def test_nothing_is_copied_to_keep_what_is_hardly_newer_than_the_rest(make: MakeSequence) -> None:
-    for age, kept in ((N_OLDER, 0), (N_OLDER + 1, 2)):
+    for age, kept in ((MUCH_OLDER, 0), (MUCH_OLDER + 1, 2)):
         memory = FakeMemory()
         cache = PrefixCache(memory, 3, own_cells=True)
         past = [make([i, i]) for i in range(3)]
@@ -176,7 +176,7 @@ def test_random_traffic_never_mixes_up_memory(
         for sequence in running:
             memory.check(sequence)
         assert len({s.slot for s in running}) == len(running)
-    assert cache.n_hits > 100
+    assert cache.n_hits > (100 if own_cells else 500)
 
 
 def test_common_prefix() -> None:

@@ -256,41 +256,35 @@ def test_beyond_the_rank_limit_mixes_take_turns(base: Path, adapters: dict[str, 
     harness.close()
 
 
-def test_a_doubtful_result_is_computed_again_natively(base: Path, adapters: dict[str, Path]) -> None:
+@pytest.fixture
+def pair(base: Path, adapters: dict[str, Path]) -> Iterator[Harness]:
+    """Two mixes on their way in mixed batches; in the end both must have spoken in their own voice."""
     harness = Harness(base, adapters, exact=False, mixed="always")
-    mixed = mixed_of(harness)
-    settle(mixed, [(("pirate", 1.0),), (("json", 1.0),)])
+    settle(mixed_of(harness), [(("pirate", 1.0),), (("json", 1.0),)])
     idents = [harness.submit(CATS, {"pirate": 1.0}), harness.submit(CATS, {"json": 1.0})]
     for _ in range(5):
         harness.step()
-    enter = mixed.enter
-    mixed.enter = lambda rows, wanted: enter(rows[1:], wanted[1:])  # type: ignore[method-assign]
-    harness.finish()
+    yield harness
     assert "Arr" in harness.text[idents[0]]
     assert '{"answer"' in harness.text[idents[1]]
-    assert harness.engine.stats()["batches"].startswith("native: a result of ")
     harness.close()
 
 
-def test_a_callback_that_fails_is_a_doubtful_result(
-    base: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness = Harness(base, adapters, exact=False, mixed="always")
-    mixed = mixed_of(harness)
-    settle(mixed, [(("pirate", 1.0),), (("json", 1.0),)])
-    idents = [harness.submit(CATS, {"pirate": 1.0}), harness.submit(CATS, {"json": 1.0})]
-    for _ in range(5):
-        harness.step()
+def test_a_doubtful_result_is_computed_again_natively(pair: Harness) -> None:
+    mixed = mixed_of(pair)
+    enter = mixed.enter
+    mixed.enter = lambda rows, wanted: enter(rows[1:], wanted[1:])  # type: ignore[method-assign]
+    pair.finish()
+    assert pair.engine.stats()["batches"].startswith("native: a result of ")
 
+
+def test_a_callback_that_fails_is_a_doubtful_result(pair: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(mixed._masker, "_mask", broken)
-    harness.finish()
-    assert "Arr" in harness.text[idents[0]]
-    assert '{"answer"' in harness.text[idents[1]]
-    assert harness.engine.stats()["batches"] == "native: masking failed: ZeroDivisionError()"
-    harness.close()
+    monkeypatch.setattr(mixed_of(pair)._masker, "_mask", broken)
+    pair.finish()
+    assert pair.engine.stats()["batches"] == "native: masking failed: ZeroDivisionError()"
 
 
 def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters: dict[str, Path]) -> None:
