@@ -38,7 +38,7 @@ from modelctl.runner.frames import (
 from modelctl.runner.joined import Joined, Source, needs_padding, pad
 from modelctl.runner.lane import ExactLane, Lane
 from modelctl.runner.layout import layout, total_memory
-from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload
+from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload, op_number
 from modelctl.runner.mask import Masker
 from modelctl.runner.mixed import Mixed
 from modelctl.runner.sequence import Sequence
@@ -79,7 +79,7 @@ class Engine:
         own = 0 if self._on_gpu or self.load.n_cells or not self.base.can_cut else self.n_ctx * self.base.cell_bytes
         n_slots, unified = layout(n_parallel, own, total_memory())
         n_cells = max(self.load.n_cells or 2 * self.n_ctx, self.n_ctx) if unified else n_slots * self.n_ctx
-        masker = Masker()
+        masker = Masker(self.load.n_batch, op_number)
         context = self._context(n_cells, n_slots, self.load.n_batch, unified=unified, callback=masker.callback)
         cache = PrefixCache(context, n_slots, can_cut=self.base.can_cut, own_cells=not unified)
         mixed = Mixed(

@@ -8,7 +8,7 @@ register: hence `PAD`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,8 +53,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Joined:
-    """A GGUF adapter in memory, which lives until `close`. `factor` is the scale to run it at: what the parts' own
-    factors at scale 1 are, where that is one power of two, else 1."""
+    """A GGUF adapter in memory, which lives until `close`. `factor` is what B was multiplied by: what llama.cpp
+    would multiply by at scale 1, where that is one power of two for all parts, else 1."""
 
     fd: int
     digests: tuple[str, ...]
@@ -132,10 +132,13 @@ def join(sources: Sequence[Source]) -> Joined:
         axis = -1 if name == EMBEDDING else -2
         tensors.append((name + A, *_concatenated([s.tensors[name + A] for s in owners], axis)))
         tensors.append((name + B, *_concatenated([s.tensors[name + B] for s in owners], -1)))
+    factor = _common_factor(set(layouts.values()), [data for name, data, _ in tensors if name.endswith(B)])
+    if factor != 1:
+        tensors = [(name, data * data.dtype.type(factor) if name.endswith(B) else data, t) for name, data, t in tensors]
     interned: dict[Layout, Layout] = {}
     layouts = {name: interned.setdefault(layout, layout) for name, layout in layouts.items()}
     fd = _write("joined-adapter", sources[0].architecture, 0.0, tensors)
-    return Joined(fd, tuple(s.digest for s in sources), layouts, _common_factor(interned))
+    return Joined(fd, tuple(s.digest for s in sources), layouts, factor)
 
 
 def needs_padding(path: str) -> bool:
@@ -181,10 +184,21 @@ def _concatenated(tensors: Sequence[Any], axis: int) -> tuple[npt.NDArray[Any], 
     return np.ascontiguousarray(np.concatenate([t.data for t in tensors], axis)), tensors[0].tensor_type
 
 
-def _common_factor(layouts: Mapping[Layout, Layout]) -> float:
+def _common_factor(layouts: Iterable[Layout], products: Iterable[npt.NDArray[Any]]) -> float:
+    """What all of these B can be multiplied by instead of their products, exactly."""
     factors = {float(part.factor(1.0)) for layout in layouts for part in layout.parts}
     factor = factors.pop() if len(factors) == 1 else 1.0
-    return factor if np.frexp(factor)[0] in (0.5, -0.5) else 1.0
+    if np.frexp(factor)[0] not in (0.5, -0.5):
+        return 1.0
+    return factor if all(_is_exact(b, b.dtype.type(factor)) for b in products) else 1.0
+
+
+def _is_exact(b: npt.NDArray[Any], factor: np.floating[Any]) -> bool:
+    if b.dtype.kind != "f":
+        return False  # quantised
+    with np.errstate(over="ignore"):
+        scaled = b * factor
+    return bool(np.isfinite(scaled).all() and (scaled / factor == b).all())
 
 
 def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]) -> int:

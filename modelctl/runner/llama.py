@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "500")
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
+from llama_cpp._ggml import libggml
 
 from modelctl.errors import LoadFailed
 
@@ -31,8 +34,10 @@ _LEVELS = {2: "info", 3: "warn", 4: "error"}
 _log_level = 3
 
 EvalCallback = Callable[[int, bool, object], bool]  # (address of a node, "do you want it?", unused)
+N_OPS = 64  # of ggml's operations, those that are looked at for a name
 N_BUCKETS = 13  # of a small unordered_map, in which llama.cpp keeps the adapters of a context
 _N_WORDS = 128  # of a llama_context in which its own parameters are looked for
+_N_POINTERS, _N_SCHEDULER = 256, 192  # words in which its scheduler is, and in which that one's callback is
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes callback type
@@ -47,6 +52,13 @@ def start_backend(log_level: int = 3) -> None:
     _log_level = log_level
     lib.llama_log_set(_log, ctypes.c_void_p(0))  # _log is a module global: a collected callback would segfault
     lib.llama_backend_init()
+
+
+def op_number(name: str) -> int:
+    """Of a ggml operation; -1 where it has no such one."""
+    libggml.ggml_op_name.restype = ctypes.c_char_p
+    names = (libggml.ggml_op_name(i) for i in range(N_OPS))
+    return next((i for i, known in enumerate(names) if known == name.encode()), -1)
 
 
 def can_offload() -> bool:
@@ -257,6 +269,8 @@ class Context:
             raise LoadFailed(f"llama.cpp could not make a context of {n_cells} cells", hint="try a smaller num_ctx")
         self._memory = lib.llama_get_memory(self._ctx)
         self._mix: tuple[tuple[str, float], ...] = ()
+        self._is_reserved = False  # whether there was a decode since the mix was changed, which makes a new scheduler
+        self._scheduler: int | None = None  # its address; 0: it could not be found
         self._batch = _Batch(n_batch)
         self._n_threads = n_threads
         self._logits_at = (0, 0)  # address and rows of the view that is kept: it lies in one place for long
@@ -285,6 +299,30 @@ class Context:
         self._callback_address = address
         return switch
 
+    def _find_scheduler(self) -> int:
+        """The ggml scheduler of this context, while it holds the callback. llama.cpp does not hand it out, so it is
+        looked for behind the context's words, through a file, since not all of them are addresses. It begins with two
+        flags and the number of its backends, which is small."""
+        start = ctypes.cast(self._ctx, ctypes.c_void_p).value or 0
+        found: set[int] = set()
+        memory = os.open("/proc/self/mem", os.O_RDONLY)
+        for address in set((ctypes.c_uint64 * _N_POINTERS).from_address(start)):
+            with suppress(OSError, OverflowError, struct.error):  # no address, or the end of what it is one of
+                words = struct.unpack(f"<{_N_SCHEDULER}Q", os.pread(memory, 8 * _N_SCHEDULER, address))
+                if words[0] & ~0x1F_0000_0101 == 0 and words[0] >> 32 and words.count(self._callback_address) == 1:
+                    found.add(address)
+        os.close(memory)
+        return found.pop() if len(found) == 1 else 0
+
+    def ask(self, on: bool) -> None:
+        """Whether the callback is called for a graph that is used again; for a new one that is watched it always is."""
+        if self._scheduler is None and self._is_reserved:
+            self._scheduler = self._find_scheduler()
+        if self._scheduler:
+            libggml.ggml_backend_sched_set_eval_callback(
+                ctypes.c_void_p(self._scheduler), ctypes.c_void_p(self._callback_address if on else None), None
+            )
+
     @property
     def can_watch(self) -> bool:
         return self._switch is not None
@@ -304,6 +342,7 @@ class Context:
         if lib.llama_set_adapters_lora(self._ctx, adapters, n, values) != 0:
             raise LoadFailed("llama.cpp refused the adapters of this mix")
         self._mix = scales
+        self._is_reserved, self._scheduler = False, None
         self.n_reserves += 1
 
     def decode(
@@ -312,6 +351,7 @@ class Context:
         """Run one batch of at most n_batch rows; `wanted[i]`: row i's logits are. False: no free cells, no change."""
         self._batch.fill(tokens, positions, seqs, wanted)
         result = lib.llama_decode(self._ctx, self._batch.native)
+        self._is_reserved = True
         if result == 1:
             return False
         if result != 0:

@@ -1,19 +1,27 @@
 """Masks what joined adapters add, token by token, while llama.cpp computes.
 
-llama.cpp asks the callback about every node of the graph, "do you want its result?", and hands over those it wanted
-before it goes on. Nodes are recognised by the address of the weight they read: weights stay where they are as long as
-they are loaded, so one look into a table decides. About two thousand questions a step, at a third of a microsecond.
+llama.cpp asks the callback about every node of a graph before it computes it. What an adapter adds to a product is four
+nodes: A x, B A x, that times a scale, and the sum with W x. Joined adapters run at scale 1, so the third has nothing to
+do, and its place is used: B A x becomes A x times a mask, and the scale becomes B times that. A graph is used for many
+steps and so is changed once; another crowd of the same size is other numbers in the same mask.
 
-For each token, A x is multiplied by 1 where the rows are those of its own adapter and by 0 elsewhere, and then B A x by
-what llama.cpp's own scale node would have multiplied by, over what that node does multiply by. Each of these is exact,
-so the bits are those of a batch that runs under one mix.
+The mask is 1 where the rows of A are those of the token's own adapter, 0 elsewhere. Where a token wants another scale
+than B holds already, the callback stops llama.cpp after B's product and multiplies. Each of these is exact, so the bits
+are those of a batch that runs under one mix.
+
+Weights are recognised by their address: they stay where they are as long as they are loaded, so one look into a table
+decides. About two thousand questions a graph, at a third of a microsecond; none for a graph that is used again, unless
+there is something to multiply.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +30,13 @@ from modelctl.runner.joined import A, B, Joined, Layout
 from modelctl.runner.sequence import Scales
 
 # struct ggml_tensor on 64-bit machines: type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src,
-# view_offs, data, name[64]
-_NE, _SOURCE, _DATA, _NAME = 16, 152, 248, 256
+# view_offs, data, name[64], extra
+_NE, _NB, _OP, _PARAMS, _SOURCE, _DATA, _NAME, _SIZE = 16, 48, 80, 84, 152, 248, 256, 336
+_N_SHAPE, _N_PARAMS, _N_SOURCES = 64, 64, 80  # bytes of ne and nb, op_params, src
+_int32 = ctypes.c_int32.from_address
 _int64 = ctypes.c_int64.from_address
 _pointer = ctypes.c_uint64.from_address
+_UNSCALED = struct.pack("<2f", 1.0, 0.0)  # op_params of a scale node that changes nothing: scale, bias
 
 Mask = npt.NDArray[np.float32]
 
@@ -42,13 +53,19 @@ class Weight:
 class Masker:
     """`learn` once after joined adapters are loaded, `prepare` before each decode; `callback` does the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_rows: int, op_number: Callable[[str], int]) -> None:
+        """`n_rows`: of the largest batch. `op_number`: of a ggml operation, by its name."""
+        self._n_rows = n_rows
+        self._mul, self._scale = op_number("MUL"), op_number("SCALE")
         self._joined: Sequence[Joined] = ()
         self._weights: dict[int, Weight] = {}
-        self._wanted: dict[int, tuple[Layout, Mask, Mask]] = {}  # what this step masks: for all rows, for the outputs
-        self._views: dict[tuple[int, int, int], Mask] = {}
+        self._layouts: dict[int, Layout] = {}  # of B, by its address
+        self._masks: dict[Layout, tuple[Mask, Mask]] = {}  # [n_rows, rank] each: for all rows, for the outputs
+        self._tensors: dict[tuple[Layout, int], Any] = {}  # masks as llama.cpp sees them, by their number of tokens
+        self._factors: dict[int, tuple[Mask, Mask]] = {}  # what B's products are still to be multiplied by, if anything
         self._rows: tuple[Scales, ...] = ()
         self._outputs: tuple[Scales, ...] = ()
+        self._product = 0  # the node of B A x that was asked about last, when it is to be changed
         self._learning = -1
         self._seen: list[Weight] = []
         self.problem = ""  # why what was computed since `prepare` cannot be trusted
@@ -57,54 +74,95 @@ class Masker:
         """ggml_backend_sched_eval_callback."""
         try:
             weight = _pointer(node + _SOURCE).value
-            if ask:
-                if self._learning >= 0:
-                    self._learn(weight)
-                return weight in self._wanted
-            entry = self._wanted.get(weight)
-            if entry is not None:
-                self._mask(node, *entry)
+            if not ask:
+                self._multiply(node, weight)
+            elif self._learning >= 0:
+                self._learn(weight)
+            elif weight in self._layouts:
+                if _int32(_pointer(node + _SOURCE + 8).value + _OP).value == self._mul:
+                    return weight in self._factors
+                if self._product:
+                    raise ValueError("a product of B that is not scaled")
+                self._product = node
+            elif self._product and weight == self._product:
+                self._product = 0
+                return self._insert_mask(node, weight) in self._factors
         except Exception as error:  # ctypes would print it, and llama.cpp go on with what is not masked
-            self.problem = f"masking failed: {error!r}"
+            self.problem = f"masking failed: {error}"
         return not ask
 
-    def _mask(self, node: int, layout: Layout, rows: Mask, outputs: Mask) -> None:
-        width, n_tokens = _int64(node + _NE).value, _int64(node + _NE + 8).value
-        n_each = 1
-        if layout.is_expert:
-            n_each, n_tokens = n_tokens, _int64(node + _NE + 16).value
-        mask = rows if n_tokens == len(rows) else outputs
-        if n_tokens != len(mask) or mask.shape[-1] not in (1, width):
-            self.problem = f"a result of {width} x {n_each} x {n_tokens} where {mask.shape[::-1]} was expected"
-        elif n_tokens:
-            view = self._view(_pointer(node + _DATA).value, width * n_each, n_tokens)
-            if n_each > 1:
-                view = view.reshape(n_tokens, n_each, width)
-                mask = mask[:, None]
-            np.multiply(view, mask, view)
+    def _insert_mask(self, scale: int, product: int) -> int:
+        """From A x -> B A x -> scale to A x -> mask -> B. The address of B."""
+        delta, weight = _pointer(product + _SOURCE + 8).value, _pointer(product + _SOURCE).value
+        in_place = _pointer(scale + _DATA).value == _pointer(product + _DATA).value
+        unscaled = ctypes.string_at(scale + _PARAMS, len(_UNSCALED)) == _UNSCALED
+        if _int32(scale + _OP).value != self._scale or not (in_place and unscaled):
+            raise ValueError("llama.cpp adds adapters in another way than expected")
+        mask = self._tensor(self._layouts[weight], delta)
+        _int32(scale + _OP).value = _int32(product + _OP).value
+        ctypes.memmove(scale + _PARAMS, product + _PARAMS, _N_PARAMS)
+        ctypes.memmove(scale + _SOURCE, product + _SOURCE, _N_SOURCES)
+        _pointer(scale + _SOURCE + 8).value = product
+        _int32(product + _OP).value = self._mul
+        ctypes.memset(product + _PARAMS, 0, _N_PARAMS)
+        ctypes.memset(product + _SOURCE, 0, _N_SOURCES)
+        _pointer(product + _SOURCE).value, _pointer(product + _SOURCE + 8).value = delta, mask
+        ctypes.memmove(product + _NE, delta + _NE, _N_SHAPE)
+        _pointer(product + _DATA).value = _pointer(delta + _DATA).value
+        return weight
 
-    def _view(self, address: int, width: int, n_tokens: int) -> Mask:
-        """Results land in the same few places over and over."""
-        key = (address, width, n_tokens)
-        view = self._views.get(key)
-        if view is None:
-            data = (ctypes.c_float * width * n_tokens).from_address(address)
-            view = self._views[key] = np.ctypeslib.as_array(data)
-        return view
+    def _tensor(self, layout: Layout, delta: int) -> int:
+        """The mask for A x, `delta`, as llama.cpp sees it: [rank, n_tokens]; [rank, 1, n_tokens] where a token has
+        several experts."""
+        rank, n_tokens = _int64(delta + _NE).value, _int64(delta + _NE + 8 * (1 + layout.is_expert)).value
+        mask = self._for(n_tokens, *self._masks[layout])
+        if rank != mask.shape[1]:
+            raise ValueError(f"a rank of {rank} where {mask.shape[1]} was expected")
+        tensor = self._tensors.get((layout, n_tokens))
+        if tensor is None:
+            tensor = self._tensors[layout, n_tokens] = ctypes.create_string_buffer(_SIZE)
+            address = ctypes.addressof(tensor)
+            ctypes.memmove(address, delta, _OP)
+            shape = (rank, 1, n_tokens, 1) if layout.is_expert else (rank, n_tokens, 1, 1)
+            strides = [4 * math.prod(shape[:i]) for i in range(len(shape))]
+            struct.pack_into("<8q", tensor, _NE, *shape, *strides)
+        _pointer(ctypes.addressof(tensor) + _DATA).value = mask.ctypes.data
+        return ctypes.addressof(tensor)
+
+    def _multiply(self, node: int, weight: int) -> None:
+        """A finished product of B, by the factors of its tokens."""
+        width, n_each, n_tokens = (_int64(node + _NE + 8 * i).value for i in range(3))
+        if not self._layouts[weight].is_expert:
+            n_each, n_tokens = n_tokens, n_each
+        factors = self._for(n_tokens, *self._factors[weight])
+        data = (ctypes.c_float * width * n_each * n_tokens).from_address(_pointer(node + _DATA).value)
+        view = np.ctypeslib.as_array(data)
+        np.multiply(view, factors[:, None], view)
+
+    def _for(self, n_tokens: int, rows: Mask, outputs: Mask) -> Mask:
+        """Those of all rows, or those of the outputs, where the last layer drops the rest."""
+        if n_tokens not in (len(self._rows), len(self._outputs)):
+            raise ValueError(f"a result of {n_tokens} tokens in a batch of {len(self._rows)}")
+        return rows if n_tokens == len(self._rows) else outputs
 
     def use(self, joined: Sequence[Joined]) -> None:
         """Other adapters are attached: every address may mean something else now."""
         self._joined = joined
-        for known in (self._weights, self._wanted, self._views):
+        for known in (self._weights, self._layouts, self._masks, self._tensors, self._factors):
             known.clear()
         self._rows = self._outputs = ()
 
     def learn(self, index: int, decode: Callable[[], None]) -> bool:
         """Find the weights of joined adapter `index` in a decode under it alone. False: not all were seen."""
-        self._wanted.clear()
         self._learning = index
         decode()
         self._learning = -1
+        for address, weight in self._weights.items():
+            if weight.is_b and (layout := self._joined[weight.joined].layouts.get(weight.name)):
+                self._layouts[address] = layout
+                if layout not in self._masks:
+                    empty = np.zeros((2, self._n_rows, layout.parts[-1].stop), np.float32)
+                    self._masks[layout] = (empty[0], empty[1])
         known = {(w.name, w.is_b) for w in self._weights.values() if w.joined == index}
         return known == {(name, is_b) for name in self._joined[index].layouts for is_b in (False, True)}
 
@@ -129,30 +187,28 @@ class Masker:
 
     def prepare(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
         """`rows[i]`: the mix of batch row i; `wanted[i]`: whether its logits are asked for."""
-        self.problem = ""
+        self.problem, self._product = "", 0
         outputs = tuple(scales for scales, w in zip(rows, wanted, strict=True) if w)
         if tuple(rows) == self._rows and outputs == self._outputs:
             return
         self._rows, self._outputs = tuple(rows), outputs
-        self._views.clear()
-        made: dict[tuple[Layout, bool], tuple[Mask, Mask] | None] = {}
-        self._wanted = {}
-        for address, weight in self._weights.items():
-            joined = self._joined[weight.joined]
-            layout = joined.layouts[weight.name]
-            key = (layout, weight.is_b)
-            if key not in made:
-                made[key] = self._masks(layout, joined.factor, weight.is_b)
-            if (masks := made[key]) is not None:
-                self._wanted[address] = (layout, *masks)
+        for layout, masks in self._masks.items():
+            for mask, chosen in zip(masks, (self._rows, outputs), strict=True):
+                mask[: len(chosen)] = owners_of(layout, chosen)
+        made: dict[tuple[Layout, float], tuple[Mask, Mask] | None] = {}
+        self._factors = {}
+        for address, layout in self._layouts.items():
+            factor = self._joined[self._weights[address].joined].factor
+            if (layout, factor) not in made:
+                both = factors_of(layout, self._rows, factor), factors_of(layout, outputs, factor)
+                made[layout, factor] = None if all((one == 1).all() for one in both) else both
+            if (factors := made[layout, factor]) is not None:
+                self._factors[address] = factors
 
-    def _masks(self, layout: Layout, factor: float, is_b: bool) -> tuple[Mask, Mask] | None:
-        """For all rows and for the outputs; None where there is nothing to mask."""
-        masks = [
-            factors_of(layout, rows, factor) if is_b else owners_of(layout, rows)
-            for rows in (self._rows, self._outputs)
-        ]
-        return None if all((mask == 1).all() for mask in masks) else (masks[0], masks[1])
+    @property
+    def stops(self) -> bool:
+        """Whether the next decode is to be stopped, to multiply by factors."""
+        return bool(self._factors)
 
 
 def owners_of(layout: Layout, rows: Sequence[Scales]) -> Mask:
@@ -166,7 +222,7 @@ def owners_of(layout: Layout, rows: Sequence[Scales]) -> Mask:
 
 
 def factors_of(layout: Layout, rows: Sequence[Scales], factor: float) -> Mask:
-    """[n_tokens, 1]: what B A x is still to be multiplied by, when the graph multiplies by `factor`."""
+    """[n_tokens, 1]: what B A x is still to be multiplied by, when `factor` is in B."""
     mask = np.ones((len(rows), 1), np.float32)
     parts = {part.digest: part for part in layout.parts}
     for i, scales in enumerate(rows):

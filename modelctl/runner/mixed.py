@@ -248,6 +248,7 @@ class Mixed:
         self._context.set_mix(self._mix)
         if len(self._mix) < len(joined) or not self._masker.in_order(self._probe):
             raise LoadFailed("llama.cpp adds adapters in another order than expected")
+        self._context.set_mix(())  # the graph that was made while learning has no masks
         self.groups = tuple(one.digests for one in joined)
         self._covered.clear()
         if not self._is_proven:
@@ -264,7 +265,7 @@ class Mixed:
                 self._base.attach(name, one.path)
                 if (bucket := self._base.bucket(name)) not in buckets:
                     buckets.add(bucket)
-                    self._mix += ((name, one.factor),)
+                    self._mix += ((name, 1.0),)
                     break
                 misplaced.append(name)
         for name in misplaced:
@@ -273,8 +274,9 @@ class Mixed:
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
         digest = self.groups[0][0]
-        mixes: list[Scales] = [((digest, 0.7),), ()]
-        for one, other in (mixes, mixes[::-1]):
+        plain: Scales = ((digest, 1.0),)
+        odd: Scales = ((digest, 0.7),)
+        for one, other in ((plain, ()), ((), plain), (odd, ()), ((), odd)):
             self.enter([one, other], [1, 1])
             self._probe()
             masked = self._context.logits(2)[0].copy()
@@ -305,6 +307,7 @@ class Mixed:
         self._context.watch(True)
         self._context.set_mix(self._mix)
         self._masker.prepare(rows, wanted)
+        self._context.ask(self._masker.stops)
 
     def leave(self) -> None:
         """The next decode is native, once its mix is set."""
