@@ -194,11 +194,13 @@ def _common_factor(layouts: Iterable[Layout], products: Iterable[npt.NDArray[Any
 
 
 def _is_exact(b: npt.NDArray[Any], factor: np.floating[Any]) -> bool:
+    """Whether no product overflows or, with a factor below 1, loses bits; `factor` is a power of two."""
     if b.dtype.kind != "f":
         return False  # quantised
     with np.errstate(over="ignore"):
-        scaled = b * factor
-    return bool(np.isfinite(scaled).all() and (scaled / factor == b).all())
+        if abs(factor) >= 1:
+            return bool(np.isfinite(np.abs(b).max() * factor))
+        return bool((b * factor / factor == b).all())
 
 
 def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]) -> int:
