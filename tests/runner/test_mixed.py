@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from modelctl.runner import llama
-from modelctl.runner.joined import Layout, Part, Source, join, needs_padding
+from modelctl.runner.joined import B, Layout, Part, Source, join, needs_padding
 from modelctl.runner.layout import N_IDLE, layout
 from modelctl.runner.mask import factors_of, owners_of
 from modelctl.runner.mixed import KEEP, Mixed, StepTimes, arrange, is_faster
@@ -112,6 +112,27 @@ def test_ranks_that_registers_do_not_divide_are_padded(base: Path, adapters: dic
     joined.close()
 
 
+@pytest.mark.parametrize(
+    ("alpha", "value", "factor"), [(32, 6e4, 1.0), (32, 3e4, 2.0), (8, 0.25, 0.5), (8, 2.0**-24, 1.0), (24, 0.25, 1.0)]
+)
+def test_the_common_factor_goes_into_b_only_where_that_is_exact(
+    base: Path, tmp_path: Path, alpha: float, value: float, factor: float
+) -> None:
+    source = Source("a", str(random_adapter(base, tmp_path / "a.gguf", 0, rank=16, alpha=alpha)))
+    name = source.names[0] + B
+    data = np.array(source.tensors[name].data)
+    data[:] = 0.25
+    data[0, 0] = value
+    others = {other: np.full_like(t.data, 0.25) for other, t in source.tensors.items() if other.endswith(B)}
+    source.tensors = {
+        other: t._replace(data=data if other == name else others.get(other, t.data))
+        for other, t in source.tensors.items()
+    }
+    joined = join([source])
+    assert joined.factor == factor
+    joined.close()
+
+
 # exactness
 
 
@@ -177,17 +198,21 @@ def random_mixes(rng: random.Random, n: int, most: int) -> list[Scales]:
     return mixes
 
 
-def decoded(harness: Harness, n: int, set_mix: Callable[[list[int], list[int]], None]) -> list[npt.NDArray[np.float32]]:
-    """Logits of `n` sequences after a prompt each and a token more; `set_mix` gets each row's sequence."""
+SetMix = Callable[[int, list[int], list[int]], None]  # of the step, with each row's sequence and whether it is wanted
+
+
+def decoded(harness: Harness, n: int, set_mix: SetMix, n_steps: int = 1) -> list[npt.NDArray[np.float32]]:
+    """Logits of `n` sequences after a prompt each, and after each of `n_steps` tokens more."""
     context, length = harness.engine.shared.context, 3
     seqs = [s for s in range(n) for _ in range(length)]
     wanted = [0, 0, 1] * n
-    set_mix(seqs, wanted)
+    set_mix(0, seqs, wanted)
     assert context.decode([100 + s for s in seqs], [0, 1, 2] * n, seqs, wanted)
     logits = [context.logits(n).copy()]
-    set_mix(list(range(n)), [1] * n)
-    assert context.decode([50] * n, [length] * n, list(range(n)), [1] * n)
-    logits.append(context.logits(n).copy())
+    for step in range(1, n_steps + 1):
+        set_mix(step, list(range(n)), [1] * n)
+        assert context.decode([50 + step] * n, [length + step - 1] * n, list(range(n)), [1] * n)
+        logits.append(context.logits(n).copy())
     for s in range(n):
         context.cut(s, 0)
     return logits
@@ -202,13 +227,45 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> N
     mixes = [mix for mix in mixes if mixed.covers(mix)]
     assert len(mixes) >= 2, "hardly any mix could be masked"
     n = len(mixes)
-    masked = decoded(crowd, n, lambda seqs, wanted: mixed.enter([mixes[s] for s in seqs], wanted))
+    masked = decoded(crowd, n, lambda _, seqs, wanted: mixed.enter([mixes[s] for s in seqs], wanted))
     assert not mixed.problem
     mixed.leave()
     for s, mix in enumerate(mixes):
-        native = decoded(crowd, n, lambda seqs, wanted, mix=mix: context.set_mix(mix))  # type: ignore[misc]
+        native = decoded(crowd, n, lambda *_, mix=mix: context.set_mix(mix))  # type: ignore[misc]
         for ours, theirs in zip(masked, native, strict=True):
             assert np.array_equal(ours[s], theirs[s]), f"{mix}: off by {np.abs(ours[s] - theirs[s]).max()}"
+
+
+def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
+    """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that stop
+    llama.cpp."""
+    mixed, context = mixed_of(crowd), crowd.engine.shared.context
+    plain: list[Scales] = [(("a", 1.0),), (("b", 1.0),), (), (("c", 1.0),)]
+    settle(mixed, plain)
+    assert all(map(mixed.covers, plain))
+    n = len(plain)
+    odd: list[Scales] = [tuple((name, 0.7) for name, _ in mix) for mix in plain]
+    crowds = [
+        (odd if step == 3 else plain)[step % n :] + (odd if step == 3 else plain)[: step % n] for step in range(6)
+    ]
+    reserves, stops = [], []
+
+    def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
+        mixed.enter([crowds[step][s] for s in seqs], wanted)
+        stops.append(mixed._masker.stops)
+        reserves.append(context.n_reserves)
+
+    masked = decoded(crowd, n, enter, n_steps=5)
+    assert not mixed.problem
+    assert len(set(reserves)) == 1
+    assert context._scheduler, "llama.cpp's scheduler was not found, so it asks about every node"
+    if not any(layout.is_expert for joined in mixed._joined for layout in joined.layouts.values()):
+        assert stops == [False, False, False, True, False, False]
+    mixed.leave()
+    for s in range(n):
+        native = decoded(crowd, n, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=5)  # type: ignore[misc]
+        for step, (ours, theirs) in enumerate(zip(masked, native, strict=True)):
+            assert np.array_equal(ours[s], theirs[s]), f"step {step}: off by {np.abs(ours[s] - theirs[s]).max()}"
 
 
 # in the engine
