@@ -31,7 +31,7 @@ from modelctl.runner.sequence import Scales
 
 # struct ggml_tensor on 64-bit machines: type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src,
 # view_offs, data, name[64], extra
-_NE, _NB, _OP, _PARAMS, _SOURCE, _DATA, _NAME, _SIZE = 16, 48, 80, 84, 152, 248, 256, 336
+_NE, _OP, _PARAMS, _SOURCE, _DATA, _NAME, _SIZE = 16, 80, 84, 152, 248, 256, 336
 _N_SHAPE, _N_PARAMS, _N_SOURCES = 64, 64, 80  # bytes of ne and nb, op_params, src
 _int32 = ctypes.c_int32.from_address
 _int64 = ctypes.c_int64.from_address
@@ -68,7 +68,7 @@ class Masker:
         self._product = 0  # the node of B A x that was asked about last, when it is to be changed
         self._learning = -1
         self._seen: list[Weight] = []
-        self.problem = ""  # why what was computed since `prepare` cannot be trusted
+        self._failure = ""
 
     def callback(self, node: int, ask: bool, _data: object) -> bool:
         """ggml_backend_sched_eval_callback."""
@@ -82,13 +82,13 @@ class Masker:
                 if _int32(_pointer(node + _SOURCE + 8).value + _OP).value == self._mul:
                     return weight in self._factors
                 if self._product:
-                    raise ValueError("a product of B that is not scaled")
+                    raise ValueError("a product of B is not scaled")
                 self._product = node
             elif self._product and weight == self._product:
                 self._product = 0
                 return self._insert_mask(node, weight) in self._factors
         except Exception as error:  # ctypes would print it, and llama.cpp go on with what is not masked
-            self.problem = f"masking failed: {error}"
+            self._failure = f"masking failed: {error}"
         return not ask
 
     def _insert_mask(self, scale: int, product: int) -> int:
@@ -187,7 +187,7 @@ class Masker:
 
     def prepare(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
         """`rows[i]`: the mix of batch row i; `wanted[i]`: whether its logits are asked for."""
-        self.problem, self._product = "", 0
+        self._failure, self._product = "", 0
         outputs = tuple(scales for scales, w in zip(rows, wanted, strict=True) if w)
         if tuple(rows) == self._rows and outputs == self._outputs:
             return
@@ -204,6 +204,11 @@ class Masker:
                 made[layout, factor] = None if all((one == 1).all() for one in both) else both
             if (factors := made[layout, factor]) is not None:
                 self._factors[address] = factors
+
+    @property
+    def problem(self) -> str:
+        """Why what was computed since `prepare` cannot be trusted; "" where it can."""
+        return self._failure or ("masking failed: a product of B is not scaled" if self._product else "")
 
     @property
     def stops(self) -> bool:
