@@ -22,17 +22,20 @@ N_SETS = 50
 N_ROUNDS = 5
 
 
-async def set_scale(server: Ours, scale: float) -> float:
-    """Seconds until POST /api/lora-adapters is answered."""
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def set_scale(connection: Connection, scale: float) -> float:
+    """Seconds until POST /api/lora-adapters is answered, on a connection that stays open, as a program's does."""
+    reader, writer = connection
     body = json.dumps({"model": "bench", "adapters": [{"id": 0, "scale": scale}]}).encode()
     started = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = f"POST /api/lora-adapters HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-    answer = await reader.read()
+    head = "POST /api/lora-adapters HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+    await reader.readexactly(int(answer.partition(b"content-length:")[2].split()[0]))
     seconds = time.perf_counter() - started
     assert b" 200 " in answer[:20], answer
-    writer.close()
     return seconds
 
 
@@ -40,9 +43,11 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     streams = [asyncio.create_task(server.ask(f"{sets} {i}: tell a story.", 160, {1: 1.0})) for i in range(8)]
     await asyncio.sleep(1)
     times = []
+    connection = await asyncio.open_connection("127.0.0.1", server.port)
     for i in range(sets):
-        times.append(await set_scale(server, i / 100))
+        times.append(await set_scale(connection, i / 100))
         await asyncio.sleep(0.05)
+    connection[1].close()
     return await asyncio.gather(*streams), times
 
 
@@ -50,16 +55,18 @@ async def storm(server: Ours, salt: str, *, rescaling: bool) -> tuple[float, int
     """(tokens/s of eight streams under four mixes, changes of adapters in llama.cpp meanwhile)."""
     tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 120, {i % 4: 1.0})) for i in range(8)]
     await asyncio.sleep(1.5)
+    connection = await asyncio.open_connection("127.0.0.1", server.port)
     before, changes = reserves(server), -1
     n = 0
     while not any(task.done() for task in tasks):
         if rescaling:
-            await set_scale(server, n % 100 / 100)
+            await set_scale(connection, n % 100 / 100)
         n += 1
         await asyncio.sleep(0.02)
         if n == 80:  # while all still run: the last of a crowd is alone, and goes on natively
             changes = reserves(server) - before
     assert changes >= 0, "the streams ended too soon"
+    connection[1].close()
     answers = await asyncio.gather(*tasks)
     return sum((a.n_tokens - 1) / (a.seconds - a.first) for a in answers), changes
 

@@ -61,7 +61,9 @@ class Soak:
     async def rescaler(self) -> None:
         rng = random.Random(0)
         while time.monotonic() < self.until:
-            await set_scale(self.server, rng.random())
+            connection = await asyncio.open_connection("127.0.0.1", self.server.port)
+            await set_scale(connection, rng.random())
+            connection[1].close()
             self.counts["rescales"] += 1
             await asyncio.sleep(1)
 
