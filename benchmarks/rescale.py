@@ -14,6 +14,8 @@ import statistics
 import tempfile
 import time
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.common import Answer, Ours, models
@@ -21,8 +23,16 @@ from benchmarks.common import Answer, Ours, models
 N_SETS = 50
 N_ROUNDS = 5
 
-
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connected(server: Ours) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 async def set_scale(connection: Connection, scale: float) -> float:
@@ -43,11 +53,10 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     streams = [asyncio.create_task(server.ask(f"{sets} {i}: tell a story.", 160, {1: 1.0})) for i in range(8)]
     await asyncio.sleep(1)
     times = []
-    connection = await asyncio.open_connection("127.0.0.1", server.port)
-    for i in range(sets):
-        times.append(await set_scale(connection, i / 100))
-        await asyncio.sleep(0.05)
-    connection[1].close()
+    async with connected(server) as connection:
+        for i in range(sets):
+            times.append(await set_scale(connection, i / 100))
+            await asyncio.sleep(0.05)
     return await asyncio.gather(*streams), times
 
 
@@ -55,18 +64,17 @@ async def storm(server: Ours, salt: str, *, rescaling: bool) -> tuple[float, int
     """(tokens/s of eight streams under four mixes, changes of adapters in llama.cpp meanwhile)."""
     tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 120, {i % 4: 1.0})) for i in range(8)]
     await asyncio.sleep(1.5)
-    connection = await asyncio.open_connection("127.0.0.1", server.port)
     before, changes = reserves(server), -1
     n = 0
-    while not any(task.done() for task in tasks):
-        if rescaling:
-            await set_scale(connection, n % 100 / 100)
-        n += 1
-        await asyncio.sleep(0.02)
-        if n == 80:  # while all still run: the last of a crowd is alone, and goes on natively
-            changes = reserves(server) - before
+    async with connected(server) as connection:
+        while not any(task.done() for task in tasks):
+            if rescaling:
+                await set_scale(connection, n % 100 / 100)
+            n += 1
+            await asyncio.sleep(0.02)
+            if n == 80:  # while all still run: the last of a crowd is alone, and goes on natively
+                changes = reserves(server) - before
     assert changes >= 0, "the streams ended too soon"
-    connection[1].close()
     answers = await asyncio.gather(*tasks)
     return sum((a.n_tokens - 1) / (a.seconds - a.first) for a in answers), changes
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.common import QUESTION, Ours, models
-from benchmarks.rescale import set_scale
+from benchmarks.rescale import connected, set_scale
 
 STUCK = 300.0  # seconds a request may take, with so many clients on two cores
 WARM_UP = 5.0  # minutes before memory is watched
@@ -61,9 +61,8 @@ class Soak:
     async def rescaler(self) -> None:
         rng = random.Random(0)
         while time.monotonic() < self.until:
-            connection = await asyncio.open_connection("127.0.0.1", self.server.port)
-            await set_scale(connection, rng.random())
-            connection[1].close()
+            async with connected(self.server) as connection:
+                await set_scale(connection, rng.random())
             self.counts["rescales"] += 1
             await asyncio.sleep(1)
 

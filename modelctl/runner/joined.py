@@ -132,11 +132,11 @@ def join(sources: Sequence[Source]) -> Joined:
         axis = -1 if name == EMBEDDING else -2
         tensors.append((name + A, *_concatenated([s.tensors[name + A] for s in owners], axis)))
         tensors.append((name + B, *_concatenated([s.tensors[name + B] for s in owners], -1)))
-    factor = _common_factor(set(layouts.values()), [data for name, data, _ in tensors if name.endswith(B)])
-    if factor != 1:
-        tensors = [(name, data * data.dtype.type(factor) if name.endswith(B) else data, t) for name, data, t in tensors]
     interned: dict[Layout, Layout] = {}
     layouts = {name: interned.setdefault(layout, layout) for name, layout in layouts.items()}
+    factor = _common_factor(interned, [data for name, data, _ in tensors if name.endswith(B)])
+    if factor != 1:
+        tensors = [(name, data * data.dtype.type(factor) if name.endswith(B) else data, t) for name, data, t in tensors]
     fd = _write("joined-adapter", sources[0].architecture, 0.0, tensors)
     return Joined(fd, tuple(s.digest for s in sources), layouts, factor)
 

@@ -34,7 +34,7 @@ _LEVELS = {2: "info", 3: "warn", 4: "error"}
 _log_level = 3
 
 EvalCallback = Callable[[int, bool, object], bool]  # (address of a node, "do you want it?", unused)
-N_OPS = 64  # of ggml's operations, those that are looked at for a name
+_N_OPS = 64  # of ggml's operations, those that are looked at for a name
 N_BUCKETS = 13  # of a small unordered_map, in which llama.cpp keeps the adapters of a context
 _N_WORDS = 128  # of a llama_context in which its own parameters are looked for
 _N_POINTERS, _N_SCHEDULER = 256, 192  # words in which its scheduler is, and in which that one's callback is
@@ -57,7 +57,7 @@ def start_backend(log_level: int = 3) -> None:
 def op_number(name: str) -> int:
     """Of a ggml operation; -1 where it has no such one."""
     libggml.ggml_op_name.restype = ctypes.c_char_p
-    names = (libggml.ggml_op_name(i) for i in range(N_OPS))
+    names = (libggml.ggml_op_name(i) for i in range(_N_OPS))
     return next((i for i, known in enumerate(names) if known == name.encode()), -1)
 
 
