@@ -126,6 +126,10 @@ class Store:
         except NotFound:
             raise missing(wanted) from None
 
+    def where(self, name: str | ModelName) -> Path:
+        """The file that says what an unpinned name points at, if there is one. A change replaces it whole."""
+        return self.refs.locate(_parsed(name))
+
     def write(self, name: str | ModelName, manifest: Manifest) -> Ref:
         """The name points at the manifest. Every blob it lists must be stored already, with the size it says."""
         with self.writing():

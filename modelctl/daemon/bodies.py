@@ -35,7 +35,8 @@ async def read(request: Request, kind: type[T]) -> T:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedEncoding("compressed request bodies are not accepted", hint="send the JSON as it is")
     try:
-        data = await asyncio.wait_for(_collect(request), BODY_TIMEOUT)
+        async with asyncio.timeout(BODY_TIMEOUT):
+            data = await _collect(request)
     except TimeoutError:
         raise SlowClient(f"the request body did not arrive within {BODY_TIMEOUT:g} s") from None
     except ClientDisconnect:

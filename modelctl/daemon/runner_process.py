@@ -1,7 +1,7 @@
 """RunnerProcess: a runner child and all that is asked of it. It does not know which models it serves, or when to stop.
 
-One task owns the process from the first frame to the last: it alone reads the socket, hands frames to whoever waits
-under their id, and when the child ends, for whatever reason, fails everyone who still waits, each exactly once.
+Its socket's frames are handed to whoever waits under their id. One task owns the process from the first frame to the
+last: when the child ends, for whatever reason, it fails everyone who still waits, each exactly once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import msgspec
-
 from modelctl.daemon.child import Child, describe_exit
 from modelctl.daemon.streams import Answer, Reply, Stream, failure
+from modelctl.daemon.wire import Wire
 from modelctl.errors import LoadFailed, ModelctlError, RunnerDied
 from modelctl.runner.frames import (
     AdapterFile,
@@ -40,9 +39,7 @@ from modelctl.runner.frames import (
     Step,
     Tokenize,
     ToRunner,
-    from_runner,
     pack,
-    unpack_length,
 )
 
 log = logging.getLogger("modelctl.daemon")
@@ -77,7 +74,7 @@ class RunnerProcess:
         self._loaded: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child: Child | None = None
         self._owner: asyncio.Task[None] | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._wire: Wire | None = None
 
     @property
     def pid(self) -> int:
@@ -91,10 +88,11 @@ class RunnerProcess:
             self._child = self._new_child()
         except OSError as error:
             raise LoadFailed(f"no runner could be started for {self.model}: {error.strerror or error}") from None
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._child.socket, limit=1 << 20)
-        self._owner = asyncio.create_task(self._own(self._child, reader), name=f"runner {self.pid}")
+        wire = self._wire = Wire(self._deliver, f"the runner of {self.model} (pid {self.pid})")
+        await asyncio.get_running_loop().create_unix_connection(lambda: wire, sock=self._child.socket)
+        self._owner = asyncio.create_task(self._own(self._child, wire), name=f"runner {self.pid}")
         if self.stopping:  # while the socket was opened
-            self._writer.close()
+            wire.hang_up()
         self._send(self.load)
         try:
             return await asyncio.wait_for(asyncio.shield(self._loaded), self._timeout)
@@ -152,11 +150,11 @@ class RunnerProcess:
         Returns when it is gone.
         """
         self.stopping = True
-        if self._child is None or self._owner is None or self._writer is None:
+        if self._child is None or self._owner is None or self._wire is None:
             return
         if not self._loaded.done():
             self._child.kill()
-        self._writer.close()
+        self._wire.hang_up()
         await asyncio.shield(self._owner)
 
     # asking
@@ -187,28 +185,25 @@ class RunnerProcess:
         self._send(frame)
 
     def _send(self, frame: ToRunner) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(pack(frame))
+        if self._wire is not None:
+            self._wire.send(pack(frame))
 
     # the owner
 
-    async def _own(self, child: Child, reader: asyncio.StreamReader) -> None:
-        reading = asyncio.create_task(self._read(reader))
-        either: set[asyncio.Future[Any]] = {reading, child.exited}
+    async def _own(self, child: Child, wire: Wire) -> None:
+        either: set[asyncio.Future[Any]] = {wire.closed, child.exited}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if child.exited.done():
                 child.kill()  # a grandchild with a copy of the socket would keep us reading
             await asyncio.wait(either, timeout=GRACE)  # the dead: their last frames; who hung up: time to end
         finally:
-            reading.cancel()
-            await self._bury(child)
+            await self._bury(child, wire)
 
-    async def _bury(self, child: Child) -> None:
+    async def _bury(self, child: Child, wire: Wire) -> None:
         child.kill()
         code = await child.exited
-        assert self._writer is not None
-        self._writer.close()
+        wire.hang_up()
         self.last_words = describe_exit(code) + (f": {child.last_lines[-1]}" if child.last_lines and code else "")
         if not self.stopping:
             log.warning("the runner of %s (pid %d) stopped: %s", self.model, child.pid, self.last_words)
@@ -225,16 +220,6 @@ class RunnerProcess:
             return RunnerDied(f"the runner of {model} was stopped")
         hint = "the next request starts a new one; `modelctl logs` has its last words"
         return RunnerDied(f"the runner of {model} stopped ({self.last_words})", hint=hint)
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                head = await reader.readexactly(4)
-                self._deliver(from_runner.decode(await reader.readexactly(unpack_length(head))))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        except (msgspec.DecodeError, ValueError) as error:
-            log.error("the runner of %s (pid %d) sent a frame that cannot be read: %s", self.model, self.pid, error)
 
     def _deliver(self, frame: FromRunner) -> None:
         match frame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import msgspec
 
 from modelctl.api.native import Lora
 from modelctl.config import Config, parse_duration
+from modelctl.daemon.catalog import Catalog
 from modelctl.daemon.metrics import Metrics
 from modelctl.daemon.mixes import Mixes, chosen
 from modelctl.daemon.runners import Lease, Runners
@@ -64,6 +64,7 @@ class Service:
         self.store = store
         self.runners = runners
         self.mixes = Mixes()
+        self._catalog = Catalog(store)
         self.metrics = Metrics()
         self._answering: set[Job] = set()
 
@@ -71,7 +72,7 @@ class Service:
         """Raises `NotFound`, or `BadRequest` for what cannot be a name."""
         if not name:
             raise BadRequest("model is required")
-        return await asyncio.to_thread(Model.load, self.store, name)
+        return await self._catalog.model(name)
 
     async def job(
         self,

@@ -80,7 +80,7 @@ class Lane:
         if self.mixed is None:
             return frozenset()
         overhead = self.scheduler.reserve_cost / self.scheduler.quantum
-        return self.mixed.choose(Counter(s.scales for s in self.running), time.perf_counter(), overhead)
+        return self.mixed.choose([s.scales for s in self.running], time.perf_counter(), overhead)
 
     def _learn(self, plan: Plan, seconds: float, *, changed: bool) -> None:
         """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""

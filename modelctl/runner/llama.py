@@ -93,9 +93,9 @@ class Base:
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
     @cached_property
-    def eog(self) -> list[int]:
+    def eog(self) -> npt.NDArray[np.intp]:
         """All tokens that end a generation."""
-        return [t for t in range(self.n_vocab) if self.is_eog(t)]
+        return np.array([t for t in range(self.n_vocab) if self.is_eog(t)], np.intp)
 
     @cached_property
     def control(self) -> frozenset[str]:

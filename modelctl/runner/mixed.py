@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -23,7 +24,8 @@ from modelctl.runner.sequence import Scales
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
 N_LOADS = 50  # tries to get addresses that llama.cpp walks in the right order
-N_ALONE = 10  # steps with one mix only, after which it runs natively
+ALONE = 0.3  # seconds with one mix only, after which it runs natively
+LOOK = 0.1  # seconds for which a decision holds, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
 STALE = 30.0  # seconds after which a measured time is asked again
 GAIN = 0.9  # a change of mode must promise this much
@@ -138,19 +140,31 @@ class Mixed:
         self._building: Future[list[Joined]] | None = None
         self._used: dict[Scales, float] = {}
         self._covered: dict[tuple[str, ...], bool] = {}
-        self._n_alone = 0
+        self._alone_since: float | None = None
+        self._rows: Sequence[Scales] = ()  # that `_together` was chosen for
+        self._together: frozenset[Scales] = frozenset()
+        self._look_again = 0.0
         self._is_proven = False
         self._n_loads = itertools.count()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="join")
 
     # which mixes may share a batch
 
-    def choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
-        """The mixes that share their batches in this step, perhaps none; `counts`: rows by mix."""
+    def choose(self, rows: Sequence[Scales], now: float, overhead: float) -> frozenset[Scales]:
+        """The mixes that share their batches in this step, perhaps none; `rows`: the mix of each that runs."""
         if self.mode == "never" or self.refused:
             return frozenset()
-        self._n_alone = 0 if len(counts) > 1 else self._n_alone + 1
-        if self.mode == "auto" and self._n_alone > N_ALONE:
+        if rows != self._rows or now >= self._look_again:
+            self._rows, self._look_again = rows, now + LOOK
+            self._together = self._choose(Counter(rows), now, overhead)
+        return self._together
+
+    def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
+        if len(counts) > 1:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        if self.mode == "auto" and self._alone_since is not None and now - self._alone_since > ALONE:
             self.on = False
             return frozenset()
         if len(counts) > 1 or self.mode == "always" or self._building is not None:
@@ -188,7 +202,7 @@ class Mixed:
         if self.on:
             n = sum(map(len, self.groups))
             return f"mixed: {n} adapters of rank {sum(j.rank for j in self._joined)} together in each batch"
-        if self._n_alone or not self._used:
+        if self._alone_since is not None or not self._used:
             return "native: one mix at a time is in use"
         return "native: the adapters are being joined" if self._building else "native: turns are faster here"
 

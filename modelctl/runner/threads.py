@@ -2,8 +2,8 @@
 
 A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take up
 to twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
-fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; a sudden
-slowdown brings one at once.
+fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; steps that
+are suddenly slower than those of the same shape used to be bring one at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Threads:
         self._fixed = fixed or self.n_max == 1
         self._shape: Hashable = None
         self._recent: deque[float] = deque(maxlen=N_TRIAL)
-        self._best = 0.0
+        self._best: dict[Hashable, float] = {}  # seconds, of each shape, with the present count
         self._trial: list[float] = []
         self._home = self.n  # the count to return to when a try loses
         self._direction = -1  # of the next try
@@ -45,21 +45,21 @@ class Threads:
         return self.n
 
     def _start_over(self, shape: Hashable, now: float) -> None:
-        """Earlier times say nothing about it."""
+        """The times of another shape say nothing about it; where its own are not known yet, a try comes soon."""
         self._shape, self.n = shape, self._home
         self._recent.clear()
         self._trial.clear()
-        self._best = 0.0
-        self._interval = USUAL
-        self._next = now + min(max(self._next - now, SOONEST), USUAL) if self._next else now + USUAL
+        self._next = max(self._next, now + SOONEST)
+        if shape not in self._best:
+            self._next = min(self._next, now + USUAL)
 
     def _watch(self, seconds: float, now: float) -> None:
         self._recent.append(seconds)
         if len(self._recent) < N_TRIAL and sum(self._recent) < SOONEST:
             return
         usual = fmean(self._recent)
-        self._best = min(self._best or usual, usual)
-        slow = usual > SLOWDOWN * self._best and now >= self._last + SOONEST
+        best = self._best[self._shape] = min(self._best.get(self._shape, usual), usual)
+        slow = usual > SLOWDOWN * best and now >= self._last + SOONEST
         if now >= self._next or slow:
             self.n = self._neighbour()
             self._trial.clear()
@@ -71,10 +71,12 @@ class Threads:
         if good and len(self._trial) <= N_TRIAL:
             return
         if good:
-            self._home, self._best, self._interval = self.n, 0.0, USUAL
+            self._home, self._interval = self.n, USUAL
+            self._best.clear()
             self._recent.clear()
         else:
             self.n = self._home
+            self._best[self._shape] = usual  # it is slow whatever the count
             self._direction = -self._direction
             self._interval = min(2 * self._interval, LATEST)
         self._last, self._next = now, now + self._interval

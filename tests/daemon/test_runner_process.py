@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import pytest
 from modelctl.daemon import streams
 from modelctl.daemon.child import Child, Spare, child_environment
 from modelctl.daemon.runner_process import RunnerProcess
+from modelctl.daemon.wire import Wire
 from modelctl.errors import BadRequest, LoadFailed, ModelctlError, RunnerDied
-from modelctl.runner.frames import AdapterFile, Generate, Load, Prompt
+from modelctl.runner.frames import AdapterFile, Delta, FromRunner, Generate, Load, Prompt, Step, pack
 from tests.daemon.conftest import eventually, gone
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
@@ -191,6 +193,7 @@ def test_load_timeout_kills_the_child() -> None:
 DAEMON = """
 import asyncio, sys
 from modelctl.daemon.runner_process import RunnerProcess
+from modelctl.daemon.wire import Wire
 from modelctl.runner.frames import Load
 
 async def main():
@@ -348,3 +351,32 @@ def test_a_spare_is_taken_once_and_a_dead_one_never(monkeypatch: pytest.MonkeyPa
             await child.exited
 
     asyncio.run(scenario())
+
+
+def test_frames_arrive_in_whatever_pieces_they_come() -> None:
+    async def test() -> None:
+        got: list[FromRunner] = []
+        wire = Wire(got.append, "a runner")
+        sent = [Step([Delta(i, "x" * i)]) for i in range(40)]
+        data = b"".join(map(pack, sent))
+        for size in (1, 2, 3, 5, 7, 4096):
+            for at in range(0, len(data), size):
+                wire.data_received(data[at : at + size])
+            assert got == sent
+            got.clear()
+
+    run(test)
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xff\xff\xff", b"\x01\0\0\0\xc1", pack(Step([]))[:4] + b"\x80" * 20])
+def test_a_runner_that_sends_nonsense_is_hung_up_on(bad: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        wire = Wire(lambda _: None, "a runner")
+        await asyncio.get_running_loop().create_unix_connection(lambda: wire, sock=ours)
+        theirs.sendall(bad)
+        await wire.closed
+        theirs.close()
+
+    run(test)
+    assert "a runner sent a frame that cannot be read" in caplog.text

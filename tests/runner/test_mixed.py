@@ -183,7 +183,7 @@ def settle(mixed: Mixed, mixes: Sequence[Scales]) -> None:
     """Wait until the adapters of these mixes are joined, or known not to be joinable all at once."""
     deadline = time.monotonic() + 60
     while not all(map(mixed.covers, mixes)) and time.monotonic() < deadline:
-        mixed.choose(dict.fromkeys(mixes, 1), time.perf_counter(), 0.1)
+        mixed.choose(mixes, time.perf_counter(), 0.1)
         if mixed.refused or (mixed.groups and mixed._building is None and mixed._tried >= set(mixes)):
             return
         time.sleep(0.01)
@@ -353,7 +353,7 @@ def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters:
     for seconds, n in ((KEEP - 1, 3), (KEEP + 1, 1)):
         deadline = time.monotonic() + 60
         while True:
-            mixed.choose({mixes[0]: 1, (): 1}, time.perf_counter() + seconds, 0.1)
+            mixed.choose([mixes[0], ()], time.perf_counter() + seconds, 0.1)
             if mixed._building is None and (n == 3 or len(mixed.groups[0]) == n or time.monotonic() > deadline):
                 break
             time.sleep(0.01)

@@ -70,6 +70,19 @@ def test_another_batch_shape_is_not_taken_for_a_slowdown() -> None:
     assert tried == 0
 
 
+def test_tries_get_rarer_though_crowds_come_and_go() -> None:
+    threads = Threads(2)
+    now, tries, before = 0.0, 0, 2
+    for crowd in range(30):
+        for rows in [1] * 20 + [8] * 100:
+            took = (0.010 if rows == 1 else 0.040) * (1 if threads.n == 2 else 1.8)
+            now += took
+            before, n = threads.n, threads.record(rows, took, now)
+            tries += n < before
+        now += 5
+        assert crowd < 25 or tries <= 12, "five minutes with a try every 30 s, and a few before"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
 @pytest.mark.parametrize(("given", "expected"), [({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_that_wait_for_each_other_soon_sleep(given: dict[str, str], expected: str) -> None:
