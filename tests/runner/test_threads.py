@@ -84,7 +84,7 @@ def test_tries_get_rarer_though_crowds_come_and_go() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
-@pytest.mark.parametrize(("given", "expected"), [({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(("given", "expected"), [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_that_wait_for_each_other_soon_sleep(given: dict[str, str], expected: str) -> None:
     unset = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
     environment = {**unset, **given, "OMP_DISPLAY_ENV": "verbose"}
