@@ -18,7 +18,7 @@ from typing import Any
 
 # How often a thread looks whether the others have arrived before it sleeps; libgomp reads it once, when it is loaded.
 # Its own 300,000 keep a core from the very thread that is waited for, when something else wants the cores too: beside a
-# busy core, one stream has 80 tokens/s with 4,000 and 71 with 15,000. With 500, long prompts lose 2 % on an idle machine.
+# busy core, one stream has 80 tokens/s with 4,000 and 71 with 15,000. With 500, long prompts lose 2 % on an idle one.
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import llama_cpp.llama_cpp as lib
