@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import numpy.typing as npt
 from llama_cpp._ggml import libggml
 
 from modelctl.errors import LoadFailed
+from modelctl.runner.watch import Watch
 
 SEQ_MAX = 256  # llama.cpp's own limit on sequences in one context
 _ATTR_CONTROL = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -36,8 +35,6 @@ _log_level = 3
 EvalCallback = Callable[[int, bool, object], bool]  # (address of a node, "do you want it?", unused)
 _N_OPS = 64  # of ggml's operations, those that are looked at for a name
 N_BUCKETS = 13  # of a small unordered_map, in which llama.cpp keeps the adapters of a context
-_N_WORDS = 128  # of a llama_context in which its own parameters are looked for
-_N_POINTERS, _N_SCHEDULER = 256, 192  # words in which its scheduler is, and in which that one's callback is
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes callback type
@@ -59,6 +56,14 @@ def op_number(name: str) -> int:
     libggml.ggml_op_name.restype = ctypes.c_char_p
     names = (libggml.ggml_op_name(i) for i in range(_N_OPS))
     return next((i for i, known in enumerate(names) if known == name.encode()), -1)
+
+
+def _set_eval_callback(scheduler: int, callback: int | None) -> None:
+    libggml.ggml_backend_sched_set_eval_callback(ctypes.c_void_p(scheduler), ctypes.c_void_p(callback), None)
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
 
 
 def can_offload() -> bool:
@@ -194,16 +199,13 @@ class Base:
 
     def bucket(self, digest: str) -> int:
         """See `hash_order`."""
-        return self._address(digest) % N_BUCKETS
-
-    def _address(self, digest: str) -> int:
-        return ctypes.cast(self._adapters[digest], ctypes.c_void_p).value or 0
+        return _address(self._adapters[digest]) % N_BUCKETS
 
     def native_order(self, digests: Sequence[str]) -> list[str]:
         """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
         the order is part of the result."""
         handed = list(reversed(digests))
-        return [handed[i] for i in hash_order([self._address(d) for d in handed])]
+        return [handed[i] for i in hash_order([_address(self._adapters[d]) for d in handed])]
 
     def detach(self, digest: str) -> None:
         """Free one adapter. No context may have it in its mix."""
@@ -269,8 +271,6 @@ class Context:
             raise LoadFailed(f"llama.cpp could not make a context of {n_cells} cells", hint="try a smaller num_ctx")
         self._memory = lib.llama_get_memory(self._ctx)
         self._mix: tuple[tuple[str, float], ...] = ()
-        self._is_reserved = False  # whether there was a decode since the mix was changed, which makes a new scheduler
-        self._scheduler: int | None = None  # its address; 0: it could not be found
         self._batch = _Batch(n_batch)
         self._n_threads = n_threads
         self._logits_at = (0, 0)  # address and rows of the view that is kept: it lies in one place for long
@@ -278,59 +278,28 @@ class Context:
         self.unified = unified
         self.n_cells = int(lib.llama_n_ctx(self._ctx))
         self.n_batch = n_batch
-        self._switch = self._find_switch() if callback is not None else None
+        self._watch: Watch | None = None
+        if callback is not None:
+            self._watch = Watch(_address(self._ctx), _address(self._callback), _set_eval_callback)
         self.n_reserves = 0  # each real change of adapters rebuilds llama.cpp's graphs
 
     @property
     def handle(self) -> Any:
         return self._ctx
 
-    def _find_switch(self) -> ctypes.c_uint64 | None:
-        """Where the context keeps its callback. llama.cpp has no call to take a callback out again, and asking about
-        each node of each graph costs a few percent; so the one word with our function's address is found and zeroed."""
-        address = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
-        start = ctypes.cast(self._ctx, ctypes.c_void_p).value or 0
-        words = (ctypes.c_uint64 * _N_WORDS).from_address(start)
-        found = [i for i, word in enumerate(words) if word == address]
-        if len(found) != 1:
-            return None
-        switch = ctypes.c_uint64.from_address(start + 8 * found[0])
-        switch.value = 0
-        self._callback_address = address
-        return switch
-
-    def _find_scheduler(self) -> int:
-        """The ggml scheduler of this context, while it holds the callback. llama.cpp does not hand it out, so it is
-        looked for behind the context's words, through a file, since not all of them are addresses. It begins with two
-        flags and the number of its backends, which is small."""
-        start = ctypes.cast(self._ctx, ctypes.c_void_p).value or 0
-        found: set[int] = set()
-        memory = os.open("/proc/self/mem", os.O_RDONLY)
-        for address in set((ctypes.c_uint64 * _N_POINTERS).from_address(start)):
-            with suppress(OSError, OverflowError, struct.error):  # no address, or the end of what it is one of
-                words = struct.unpack(f"<{_N_SCHEDULER}Q", os.pread(memory, 8 * _N_SCHEDULER, address))
-                if words[0] & ~0x1F_0000_0101 == 0 and words[0] >> 32 and words.count(self._callback_address) == 1:
-                    found.add(address)
-        os.close(memory)
-        return found.pop() if len(found) == 1 else 0
-
-    def ask(self, on: bool) -> None:
-        """Whether the callback is called for a graph that is used again; for a new one that is watched it always is."""
-        if self._scheduler is None and self._is_reserved:
-            self._scheduler = self._find_scheduler()
-        if self._scheduler:
-            libggml.ggml_backend_sched_set_eval_callback(
-                ctypes.c_void_p(self._scheduler), ctypes.c_void_p(self._callback_address if on else None), None
-            )
-
     @property
     def can_watch(self) -> bool:
-        return self._switch is not None
+        return self._watch is not None and self._watch.works
 
     def watch(self, on: bool) -> None:
-        """Whether the callback is called; counts from the next change of mix on, which makes llama.cpp look again."""
-        if self._switch is not None:
-            self._switch.value = self._callback_address if on else 0
+        """See `Watch.switch`."""
+        if self._watch is not None:
+            self._watch.switch(on)
+
+    def ask(self, on: bool) -> None:
+        """See `Watch.ask`."""
+        if self._watch is not None:
+            self._watch.ask(on)
 
     def set_mix(self, scales: tuple[tuple[str, float], ...]) -> None:
         """Adapters and scales for the decodes that follow; the same again costs nothing."""
@@ -342,7 +311,8 @@ class Context:
         if lib.llama_set_adapters_lora(self._ctx, adapters, n, values) != 0:
             raise LoadFailed("llama.cpp refused the adapters of this mix")
         self._mix = scales
-        self._is_reserved, self._scheduler = False, None
+        if self._watch is not None:
+            self._watch.adapters_changed()
         self.n_reserves += 1
 
     def decode(
@@ -351,7 +321,8 @@ class Context:
         """Run one batch of at most n_batch rows; `wanted[i]`: row i's logits are. False: no free cells, no change."""
         self._batch.fill(tokens, positions, seqs, wanted)
         result = lib.llama_decode(self._ctx, self._batch.native)
-        self._is_reserved = True
+        if self._watch is not None:
+            self._watch.decoded()
         if result == 1:
             return False
         if result != 0:
@@ -360,7 +331,7 @@ class Context:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """[n_outputs, n_vocab], in the order of the wanted rows; a view that the next decode overwrites."""
-        address = ctypes.cast(lib.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0
+        address = _address(lib.llama_get_logits(self._ctx))
         if (address, n_outputs) != self._logits_at:
             self._logits_at = (address, n_outputs)
             data = (ctypes.c_float * self._base.n_vocab * n_outputs).from_address(address)

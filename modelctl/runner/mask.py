@@ -157,12 +157,6 @@ class Masker:
         self._learning = index
         decode()
         self._learning = -1
-        for address, weight in self._weights.items():
-            if weight.is_b and (layout := self._joined[weight.joined].layouts.get(weight.name)):
-                self._layouts[address] = layout
-                if layout not in self._masks:
-                    empty = np.zeros((2, self._n_rows, layout.parts[-1].stop), np.float32)
-                    self._masks[layout] = (empty[0], empty[1])
         known = {(w.name, w.is_b) for w in self._weights.values() if w.joined == index}
         return known == {(name, is_b) for name in self._joined[index].layouts for is_b in (False, True)}
 
@@ -183,7 +177,15 @@ class Masker:
         elif address:
             name = ctypes.string_at(address + _NAME).decode(errors="replace")
             if name.endswith((A, B)):
-                self._weights[address] = Weight(self._learning, name[: -len(A)], name.endswith(B))
+                self._weights[address] = weight = Weight(self._learning, name[: -len(A)], name.endswith(B))
+                if weight.is_b and (layout := self._joined[weight.joined].layouts.get(weight.name)):
+                    self._layouts[address] = layout
+                    self._add_mask(layout)
+
+    def _add_mask(self, layout: Layout) -> None:
+        if layout not in self._masks:
+            empty = np.zeros((2, self._n_rows, layout.parts[-1].stop), np.float32)
+            self._masks[layout] = (empty[0], empty[1])
 
     def prepare(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
         """`rows[i]`: the mix of batch row i; `wanted[i]`: whether its logits are asked for."""
