@@ -110,6 +110,8 @@ def main() -> int:
     minutes, counts = soak.memory[-1][0], soak.counts
     print(f"{minutes:.0f} minutes, {arguments.clients} clients: {dict(counts)}")
     print(f"memory {soak.memory[0][1] / 1e6:.0f} -> {soak.memory[-1][1] / 1e6:.0f} MB, slope {soak.slope():.2f} MB/min")
+    every = max(1, len(soak.memory) // 12)
+    print("memory by the minute:", ", ".join(f"{m:.0f}: {b / 1e6:.0f} MB" for m, b in soak.memory[::every]))
     print(f"daemon alive at the end: {alive}; runners used: {len(soak.pids)}")
     good = alive and len(soak.pids) == 1 and soak.slope() < 1 and not (counts["stuck"] or counts["failed"])
     print("passed" if good else "FAILED")
