@@ -193,7 +193,6 @@ def test_load_timeout_kills_the_child() -> None:
 DAEMON = """
 import asyncio, sys
 from modelctl.daemon.runner_process import RunnerProcess
-from modelctl.daemon.wire import Wire
 from modelctl.runner.frames import Load
 
 async def main():

@@ -351,10 +351,12 @@ def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters:
     mixes: list[Scales] = [((name, 1.0),) for name in adapters]
     settle(mixed, mixes)
     assert [len(group) for group in mixed.groups] == [3]
-    for seconds, n in ((KEEP / 2, 3), (KEEP + 1, 1)):
-        deadline = time.monotonic() + 60
+    used = time.perf_counter()
+    mixed.choose([*mixes, ()], used, 0.1)  # however long the joining took, this is their last use
+    for seconds, n in ((KEEP - 1, 3), (KEEP + 1, 1)):
+        deadline, began = time.monotonic() + 60, time.perf_counter()
         while True:
-            mixed.choose([mixes[0], ()], time.perf_counter() + seconds, 0.1)
+            mixed.choose([mixes[0], ()], used + seconds + time.perf_counter() - began, 0.1)
             if mixed._building is None and (n == 3 or len(mixed.groups[0]) == n or time.monotonic() > deadline):
                 break
             time.sleep(0.01)
