@@ -49,7 +49,12 @@ class Answer:
     seconds: float
     first: float  # seconds to the first text
     prompt_tokens: int = 0
-    gaps: tuple[float, ...] = ()  # seconds between pieces of text
+    times: tuple[float, ...] = ()  # of the pieces of text, by time.perf_counter
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between pieces of text."""
+        return [b - a for a, b in pairwise(self.times)]
 
 
 def models(n_adapters: int = 8, base: Path | None = None) -> Models:
@@ -152,11 +157,11 @@ class Server:
                 raise SystemExit(f"{self.name}: {chunk['error']}")
             text, end = self.read(chunk)
             if text:
-                times.append(time.perf_counter() - started)
+                times.append(time.perf_counter())
             counts = end or counts
         writer.close()
-        gaps = tuple(b - a for a, b in pairwise(times))
-        return Answer(counts[0], time.perf_counter() - started, times[0] if times else 0.0, counts[1], gaps)
+        first = times[0] - started if times else 0.0
+        return Answer(counts[0], time.perf_counter() - started, first, counts[1], tuple(times))
 
     def stop(self) -> None:
         self.process.terminate()

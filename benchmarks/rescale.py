@@ -16,12 +16,13 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import Answer, Ours, models
 
 N_SETS = 50
-N_ROUNDS = 5
+N_ROUNDS, N_WINDOWS = 4, 10
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -60,23 +61,30 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     return await asyncio.gather(*streams), times
 
 
-async def storm(server: Ours, salt: str, *, rescaling: bool) -> tuple[float, int]:
-    """(tokens/s of eight streams under four mixes, changes of adapters in llama.cpp meanwhile)."""
-    tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 120, {i % 4: 1.0})) for i in range(8)]
-    await asyncio.sleep(1.5)
-    before, changes = reserves(server), -1
-    n = 0
+async def storm(server: Ours, salt: int) -> tuple[dict[bool, list[float]], int]:
+    """(seconds between tokens of eight streams under four mixes, without and with rescales, changes of adapters in
+    llama.cpp meanwhile). In turn, a second each, in one crowd: two crowds differ by more than that."""
+    tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 480, {i % 4: 1.0})) for i in range(8)]
+    await asyncio.sleep(2)
+    windows: list[tuple[bool, float, float]] = []
+    before = reserves(server)
     async with connected(server) as connection:
-        while not any(task.done() for task in tasks):
-            if rescaling:
-                await set_scale(connection, n % 100 / 100)
-            n += 1
-            await asyncio.sleep(0.02)
-            if n == 80:  # while all still run: the last of a crowd is alone, and goes on natively
-                changes = reserves(server) - before
-    assert changes >= 0, "the streams ended too soon"
-    answers = await asyncio.gather(*tasks)
-    return sum((a.n_tokens - 1) / (a.seconds - a.first) for a in answers), changes
+        for i in range(N_WINDOWS):
+            started = time.perf_counter()
+            while (now := time.perf_counter()) < started + 1:
+                if i % 2:
+                    await set_scale(connection, now % 1)
+                await asyncio.sleep(0.02)
+            windows.append((bool(i % 2), started, now))
+    changes = reserves(server) - before
+    assert not any(task.done() for task in tasks), "the streams ended too soon"
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    for answer in await asyncio.gather(*tasks):
+        for a, b in pairwise(answer.times):
+            for rescaling, start, end in windows:
+                if start <= a and b <= end:
+                    gaps[rescaling].append(b - a)
+    return gaps, changes
 
 
 def reserves(server: Ours) -> int:
@@ -112,14 +120,15 @@ def main() -> None:
                 gaps = sorted(g for a in answers for g in a.gaps)
                 print(f"gaps between tokens {name} rescales: median {statistics.median(gaps) * 1e3:.0f} ms, "
                       f"99% {gaps[int(len(gaps) * 0.99)] * 1e3:.0f} ms, worst {gaps[-1] * 1e3:.0f} ms")  # fmt: skip
-            asyncio.run(storm(server, "warm", rescaling=False))
+            asyncio.run(storm(server, -1))  # joins the adapters
             ratios, changes = [], 0
             for i in range(N_ROUNDS):
-                quiet, _ = asyncio.run(storm(server, f"{i} quiet", rescaling=False))
-                stormy, n = asyncio.run(storm(server, f"{i} stormy", rescaling=True))
-                ratios.append(stormy / quiet)
+                gaps, n = asyncio.run(storm(server, i))
+                ratios.append(statistics.fmean(gaps[False]) / statistics.fmean(gaps[True]))
                 changes += n
-            print(f"a rescale every 20 ms: {changes} graphs rebuilt, tokens/s x {statistics.median(ratios):.3f}")
+            each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+            median = statistics.median(ratios)
+            print(f"a rescale every 20 ms: {changes} graphs rebuilt, tokens/s x {median:.3f} ({each})")
         finally:
             server.stop()
 

@@ -13,7 +13,8 @@ from modelctl.daemon.service import Service
 from modelctl.errors import ModelctlError
 from modelctl.store import StoreError
 
-ROUTES = [route for topic in (models, generate, embeddings, lora, tokens, openai, metrics) for route in topic.ROUTES]
+TOPICS = (lora, generate, openai, embeddings, tokens, models, metrics)  # tried in turn: the ones in a hurry first
+ROUTES = [route for topic in TOPICS for route in topic.ROUTES]
 
 
 def build(service: Service) -> ASGIApp:

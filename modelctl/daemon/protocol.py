@@ -22,12 +22,44 @@ class BadHead(Exception):
     """Seen by the parser, which answers 400 and closes."""
 
 
+class Together:
+    """A transport that sends in one packet what is written in one turn of the event loop: uvicorn writes a reply's head
+    and its body one by one, and two packets wake the client twice."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, piece: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self.flush)
+        self._pieces.append(piece)
+
+    def write_now(self, piece: bytes) -> None:
+        self.flush()
+        self._transport.write(piece)
+
+    def flush(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._transport.is_closing():  # the client may have gone in the meantime
+            self._transport.write(b"".join(pieces))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Pipe:
     """The body of one streamed response, for pieces that are written at once. To pass a token on through the reader's
     task and ASGI's coroutines costs more than all else the daemon does with it."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, transport: Together) -> None:
         self._cycle = cycle
+        self._transport = transport
 
     @property
     def is_open(self) -> bool:
@@ -38,7 +70,7 @@ class Pipe:
 
     def write(self, piece: bytes) -> None:
         if piece:  # nothing would be a chunk that ends the body
-            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self._transport.write_now(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -47,7 +79,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None  # runs while the client is behind
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self._together = Together(transport, self.loop)
+        super().connection_made(self._together)  # type: ignore[arg-type]  # it has all that is called
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,7 +116,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":  # a proxy's form, whose host nobody would check
             raise BadHead
         super().on_headers_complete()
-        extensions: dict[str, Any] = {PIPE: Pipe(self.cycle)}
+        extensions: dict[str, Any] = {PIPE: Pipe(self.cycle, self._together)}
         self.scope["extensions"] = extensions
 
     def _expect_head(self) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -156,15 +156,13 @@ class Engine:
 
     def _take_work(self, *, wait: bool) -> bool:
         """Handle what has arrived; `wait`: sleep until something has. False: stop."""
-        try:
-            while True:
-                work = self.inbox.get(block=wait)
-                if work is None:
-                    return False
-                self.handle(work)
-                wait = False
-        except Empty:
-            return True
+        while wait or not self.inbox.empty():
+            work = self.inbox.get()
+            if work is None:
+                return False
+            self.handle(work)
+            wait = False
+        return True
 
     def step(self) -> None:
         """One batch in each lane that has work, and one of embeddings."""

@@ -226,7 +226,7 @@ class Lane:
         if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
             logits[self.base.eog] = -np.inf
         token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
-        if not isfinite(logits[token]):
+        if not isfinite(logits.item(token)):
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None
         sequence.first = sequence.first or now

@@ -88,6 +88,7 @@ class Base:
             raise LoadFailed(f"llama.cpp could not load the base {Path(path).name}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.bos: int = lib.llama_vocab_bos(self._vocab)
         self.eos: int = lib.llama_vocab_eos(self._vocab)
@@ -95,7 +96,9 @@ class Base:
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+        if (known := self._ends.get(token)) is None:
+            known = self._ends[token] = bool(lib.llama_vocab_is_eog(self._vocab, token))
+        return known
 
     @cached_property
     def eog(self) -> npt.NDArray[np.intp]:

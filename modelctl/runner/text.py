@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Sequence
 
 
@@ -10,20 +10,26 @@ class TextStream:
     """Feed bytes, get text. What could still become a stop string is held back until it cannot."""
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._partial = b""  # the first bytes of a character
         self._stops = [stop for stop in stops if stop]
         self._held = ""
         self.stopped_by = ""  # the stop string that was met; nothing more is emitted after it
 
     def feed(self, piece: bytes) -> str:
         """The text that became certain."""
-        return self._pass(self._decoder.decode(piece))
+        return self._pass(self._decode(piece))
 
     def finish(self) -> str:
         """What was held back, when generation ends for another reason than a stop string."""
         if self.stopped_by:
             return ""
-        return self._pass(self._decoder.decode(b"", final=True)) + self._release()
+        return self._pass(self._decode(b"", final=True)) + self._release()
+
+    def _decode(self, piece: bytes, *, final: bool = False) -> str:
+        data = self._partial + piece
+        text, n = utf_8_decode(data, "replace", final)
+        self._partial = data[n:]
+        return text
 
     def _release(self) -> str:
         text, self._held = self._held, ""

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from modelctl.daemon import protocol
-from modelctl.daemon.protocol import PIPE, LimitedProtocol, Pipe
+from modelctl.daemon.protocol import PIPE, LimitedProtocol, Pipe, Together
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -70,6 +70,35 @@ async def _pipe_into_a_body() -> bytes:
             await reader.readexactly(2)
     assert open_ == [False, True, False]
     return body
+
+
+def test_what_is_written_in_one_turn_of_the_loop_is_one_packet_and_nothing_is_lost_or_overtaken() -> None:
+    sent: list[bytes] = []
+
+    class Transport:
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+
+        def is_closing(self) -> bool:
+            return b"closed" in sent
+
+        def close(self) -> None:
+            sent.append(b"closed")
+
+    async def write() -> None:
+        together = Together(Transport(), asyncio.get_running_loop())  # type: ignore[arg-type]
+        together.write(b"head ")
+        together.write(b"body")
+        await asyncio.sleep(0)
+        together.write(b"last")
+        together.write_now(b"token")
+        together.write(b"end")
+        together.close()
+        together.write(b"too late")
+        await asyncio.sleep(0)
+
+    asyncio.run(write())
+    assert sent == [b"head body", b"last", b"token", b"end", b"closed"]
 
 
 @asynccontextmanager
