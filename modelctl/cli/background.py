@@ -60,6 +60,9 @@ def start(config: Config, client: Client) -> None:
         )
     with term.waiting("starting the daemon"):
         _await_answer(client, process, config.log_path, begin)
+        if running_pid(config) not in (None, process.pid):  # another was faster to the port
+            process.terminate()  # or ours might come up yet, once that one has been stopped
+            process.wait()
 
 
 def _await_answer(client: Client, process: subprocess.Popen[bytes], log: Path, begin: int) -> None:

@@ -6,15 +6,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelctl import config
 from modelctl.cli import background
+from modelctl.client import Client
 from tests.cli.conftest import Cli, Done, free_port, in_process_of_its_own
 
 
@@ -53,6 +56,23 @@ def test_two_commands_at_once_share_one_daemon(port: int) -> None:
         thread.join()
     assert [one.code for one in done] == [0, 0, 0], done
     assert pid() is not None
+
+
+def test_a_daemon_that_comes_second_is_ended_before_it_can_come_up(
+    port: int, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("ps").code == 0
+    first, settings, spawned = pid(), config.load(), []
+
+    def slow(_: list[str], **rest: Any) -> subprocess.Popen[bytes]:
+        spawned.append(Popen(["sleep", "600"], **rest))
+        return spawned[0]
+
+    Popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    background.start(settings, Client(settings.address))
+    assert spawned[0].poll() == -signal.SIGTERM
+    assert pid() == first is not None
 
 
 def test_a_daemon_that_dies_at_once_has_its_last_words_shown(port: int, home: Path, cli: Cli) -> None:
