@@ -63,7 +63,7 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
 
 async def storm(server: Ours, salt: int) -> tuple[dict[bool, list[float]], int]:
     """(seconds between tokens of eight streams under four mixes, without and with rescales, changes of adapters in
-    llama.cpp meanwhile). In turn, a second each, in one crowd: two crowds differ by more than that."""
+    llama.cpp meanwhile). In turn, a second each, in one crowd: two crowds differ by more than rescales cost."""
     tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 480, {i % 4: 1.0})) for i in range(8)]
     await asyncio.sleep(2)
     windows: list[tuple[bool, float, float]] = []

@@ -41,9 +41,9 @@ class Together:
         self._transport.write(piece)
 
     def flush(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        if pieces and not self._transport.is_closing():  # the client may have gone in the meantime
-            self._transport.write(b"".join(pieces))
+        if self._pieces and not self._transport.is_closing():  # the client may have gone in the meantime
+            self._transport.write(b"".join(self._pieces))
+        self._pieces.clear()
 
     def close(self) -> None:
         self.flush()

@@ -103,7 +103,7 @@ class Base:
     @cached_property
     def eog(self) -> npt.NDArray[np.intp]:
         """All tokens that end a generation."""
-        return np.array([t for t in range(self.n_vocab) if self.is_eog(t)], np.intp)
+        return np.array([t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t)], np.intp)
 
     @cached_property
     def control(self) -> frozenset[str]:
