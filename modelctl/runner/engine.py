@@ -173,6 +173,8 @@ class Engine:
             self._embed_next()
 
     def handle(self, work: Work) -> None:
+        for lane in self.lanes:
+            lane.replan()
         try:
             match work:
                 case Sequence():

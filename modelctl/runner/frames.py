@@ -246,7 +246,7 @@ def pack(frame: ToRunner | FromRunner) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def unpack_length(head: bytes) -> int:
+def unpack_length(head: bytes | bytearray) -> int:
     """The body's length; `ValueError` when it cannot be one."""
     (length,) = _LENGTH.unpack(head)
     if length > MAX_FRAME:

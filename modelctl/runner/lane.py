@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from itertools import accumulate
 from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from modelctl.runner import logprobs
 from modelctl.runner.cache import PrefixCache
 from modelctl.runner.frames import Delta
 from modelctl.runner.llama import Base, Context
-from modelctl.runner.mixed import Mixed, StepTimes
+from modelctl.runner.mixed import LOOK, Mixed, StepTimes
 from modelctl.runner.scheduler import Plan, Scheduler
 from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
@@ -57,6 +57,9 @@ class Lane:
         self._tell_failed = fail
         self.mixed = mixed
         self.times = mixed.times if mixed else StepTimes()
+        self._plan: Plan | None = None
+        self._batches: list[Plan] = []  # of the plan
+        self._plan_until = 0.0  # perf_counter
 
     @property
     def busy(self) -> bool:
@@ -64,34 +67,50 @@ class Lane:
 
     def step(self) -> list[Delta]:
         """Advance what is due by one batch; the new text."""
-        deltas = self._reap()
-        self._admit()
-        plan = self.scheduler.plan(self.running, self._together())
-        if plan is not None:
-            n_reserves, started = self.context.n_reserves, time.perf_counter()
-            deltas += self._advance(plan)
-            seconds = time.perf_counter() - started
-            self.scheduler.charge(plan, seconds)
-            self._learn(plan, seconds, changed=self.context.n_reserves != n_reserves)
+        deltas: list[Delta] = []
+        started = time.perf_counter()
+        if started >= self._plan_until:
+            deltas += self._reap()
+            self._admit()
+            self._make_plan(started)
+            started = time.perf_counter()
+        if (plan := self._plan) is not None:
+            n_reserves = self.context.n_reserves
+            deltas += self._advance()
+            now = time.perf_counter()
+            self.scheduler.charge(plan, now - started)
+            self._learn(plan, now - started, now, changed=self.context.n_reserves != n_reserves)
         return deltas
 
-    def _together(self) -> frozenset[Scales]:
+    def _make_plan(self, now: float) -> None:
+        """For this step; while all generate and nobody comes or goes, for those that follow too."""
+        self._plan = plan = self.scheduler.plan(self.running, self._together(now))
+        self._batches = [] if plan is None else self._split(plan)
+        lasts = plan is not None and plan.generates and len(plan.rows) == len(self.running)
+        self._plan_until = now + LOOK if lasts else 0.0
+        for sequence, _ in plan.rows if plan else ():
+            sequence.started = sequence.started or time.perf_counter_ns()
+
+    def replan(self) -> None:
+        """What the plan rests on has changed."""
+        self._plan_until = 0.0
+
+    def _together(self, now: float) -> frozenset[Scales]:
         """The mixes that share their batches."""
         if self.mixed is None:
             return frozenset()
         overhead = self.scheduler.reserve_cost / self.scheduler.quantum
-        return self.mixed.choose([s.scales for s in self.running], time.perf_counter(), overhead)
+        return self.mixed.choose([s.scales for s in self.running], now, overhead)
 
-    def _learn(self, plan: Plan, seconds: float, *, changed: bool) -> None:
+    def _learn(self, plan: Plan, seconds: float, now: float, *, changed: bool) -> None:
         """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""
-        if any(n > 1 for _, n in plan.rows):
+        if not plan.generates:
             return
         rows, masked = self._n_rows(plan), plan.scales is None
         if changed:
             extra = max(0.0, seconds - (self.times.usual(masked, rows) or seconds))
             self.scheduler.reserve_cost += 0.2 * (extra - self.scheduler.reserve_cost)
         else:
-            now = time.perf_counter()
             self.times.learn(masked, rows, seconds, now)
             self.context.set_threads(self.threads.record((masked, rows), seconds, now))
 
@@ -131,12 +150,9 @@ class Lane:
         used = sum(len(s.tokens) for s in self.running)
         return not self.running or used + len(sequence.tokens) + len(self.running) < self.context.n_cells
 
-    def _advance(self, plan: Plan) -> list[Delta]:
-        now = time.perf_counter_ns()
-        for sequence, _ in plan.rows:
-            sequence.started = sequence.started or now
+    def _advance(self) -> list[Delta]:
         deltas: list[Delta] = []
-        for batch in self._batches(plan):
+        for batch in self._batches:
             try:
                 done, wanted = self._decode(batch)
             except LoadFailed as error:
@@ -149,7 +165,7 @@ class Lane:
             deltas += self._sample(wanted)
         return deltas
 
-    def _batches(self, plan: Plan) -> list[Plan]:
+    def _split(self, plan: Plan) -> list[Plan]:
         """What llama.cpp computes in one go. Where each sequence has its own cells, that is as many rows of each of
         several neighbours; what does not fit is computed batch by batch, here rather than there, so that it is known
         which rows are under way."""
@@ -166,11 +182,11 @@ class Lane:
 
     def _set_mix(self, plan: Plan, wanted: list[int]) -> None:
         scales = plan.scales
-        if scales is None and len(wanted) >= N_NATIVE and len({s.scales for s, _ in plan.rows}) == 1:
-            scales = plan.rows[0][0].scales
+        if scales is None and len(wanted) >= N_NATIVE and len(set(plan.mixes)) == 1:
+            scales = plan.mixes[0]
         if scales is None:
             assert self.mixed is not None
-            self.mixed.enter([s.scales for s, n in plan.rows for _ in range(n)], wanted)
+            self.mixed.enter(plan.mixes, wanted)
         else:
             if self.mixed is not None:
                 self.mixed.leave()
@@ -180,22 +196,24 @@ class Lane:
         """Decode the plan, making room as needed. Returns what was decoded in the end, and the batch rows whose
         logits are there now, in order."""
         while plan.rows:
-            rows = rows_of(plan)
-            self._set_mix(plan, rows[-1])
-            if self.context.decode(*rows):
+            tokens, positions, slots, wanted, outputs = rows_of(plan)
+            self._set_mix(plan, wanted)
+            if self.context.decode(tokens, positions, slots, wanted):
                 break
             if not self.cache.evict():
                 plan = self._preempt(plan)
-        if plan.scales is None and plan.rows and self.mixed is not None and self.mixed.problem:
+        else:
+            return plan, []
+        if plan.scales is None and self.mixed is not None and self.mixed.problem:
             return self._take_back(plan), []
         for sequence, n in plan.rows:
             sequence.n_done += n
-        ends = accumulate(n for _, n in plan.rows)
-        return plan, [(s, end - 1) for (s, _), end in zip(plan.rows, ends, strict=True) if s.n_pending == 0]
+        return plan, outputs
 
     def _take_back(self, plan: Plan) -> Plan:
         """What was computed cannot be trusted: forget it, and go on natively."""
         assert self.mixed is not None
+        self.replan()
         self.mixed.refused = self.mixed.problem
         for sequence, _ in plan.rows:
             self.context.cut(sequence.slot, sequence.n_done)
@@ -203,6 +221,7 @@ class Lane:
 
     def _preempt(self, plan: Plan) -> Plan:
         """No cell is free: the youngest goes back to the queue and is computed again later."""
+        self.replan()
         if len(self.running) == 1:
             raise LoadFailed("the context is full", hint="ask for fewer tokens, or raise num_ctx")
         youngest = max(self.running, key=lambda s: s.arrived)
@@ -223,22 +242,23 @@ class Lane:
 
     def _next(self, sequence: Sequence, row: int, logits: npt.NDArray[np.float32], now: int) -> Delta | None:
         """Sample one token of one sequence and say what it adds to its text."""
-        if sequence.n_generated < sequence.sampling.min_tokens or sequence.sampling.ignore_eos:
-            logits[self.base.eog] = -np.inf
+        if sequence.n_generated < sequence.n_endless:
+            for token in self.base.eog:
+                logits[token] = -np.inf
         token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
         if not isfinite(logits.item(token)):
             self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
             return None
         sequence.first = sequence.first or now
-        sequence.logprobs = []
         if self.base.is_eog(token):
+            sequence.logprobs = []
             return self._finish(sequence, "stop", sequence.text.finish(), now)
         sequence.tokens.append(token)
         sequence.n_generated += 1
         self.counts["generated"] += 1
         text = sequence.text.feed(self.base.piece(token))
-        if sequence.sampling.logprobs >= 0:
-            sequence.logprobs = [logprobs.of(self.base, logits, token, sequence.sampling.logprobs)]
+        if sequence.n_logprobs >= 0:
+            sequence.logprobs = [logprobs.of(self.base, logits, token, sequence.n_logprobs)]
         return self._delta(sequence, text, now)
 
     def _delta(self, sequence: Sequence, text: str, now: int) -> Delta | None:
@@ -259,6 +279,7 @@ class Lane:
         sequence.tokens = sequence.tokens[:keep] + rest[len(rest) // 2 :]
         self.context.cut(sequence.slot, 0)
         sequence.n_done = 0
+        self.replan()
 
     def _finish(self, sequence: Sequence, reason: str, text: str, now: int) -> Delta:
         self._leave(sequence, now)
@@ -270,6 +291,7 @@ class Lane:
         self._tell_failed(sequence, error)
 
     def _leave(self, sequence: Sequence, now: int, *, keep: bool = True) -> None:
+        self.replan()
         self._book(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
@@ -314,7 +336,7 @@ class ExactLane(Lane):
     def _n_rows(self, plan: Plan) -> int:
         return self.n_rows
 
-    def _batches(self, plan: Plan) -> list[Plan]:
+    def _split(self, plan: Plan) -> list[Plan]:
         return [plan]
 
     def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
@@ -363,16 +385,32 @@ class ExactLane(Lane):
         return [delta for delta in deltas if delta is not None]
 
 
-def rows_of(plan: Plan) -> tuple[list[int], list[int], list[int], list[int]]:
-    """tokens, positions, slots, and 1 where logits are wanted: at the last pending token of a sequence."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    wanted: list[int] = []
-    for s, n in plan.rows:
-        tokens += s.tokens[s.n_done : s.n_done + n]
-        positions += range(s.n_done, s.n_done + n)
-        slots += [s.slot] * n
-        wanted += [0] * (n - 1)
-        wanted.append(int(n == s.n_pending))
-    return tokens, positions, slots, wanted
+class Rows(NamedTuple):
+    """A batch, as llama.cpp wants it."""
+
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
+    wanted: list[int]  # 1 where logits are: at the last pending token of a sequence
+    outputs: list[tuple[Sequence, int]]  # whose they are, and in which row
+
+
+def rows_of(plan: Plan) -> Rows:
+    rows = Rows([], [], [], [], [])
+    tokens, positions, slots, wanted, outputs = rows
+    for sequence, n in plan.rows:
+        start, slot = sequence.n_done, sequence.slot
+        is_last = start + n == len(sequence.tokens)
+        if n == 1:  # nearly always, and several times as fast
+            tokens.append(sequence.tokens[start])
+            positions.append(start)
+            slots.append(slot)
+        else:
+            tokens += sequence.tokens[start : start + n]
+            positions += range(start, start + n)
+            slots += [slot] * n
+            wanted += [0] * (n - 1)
+        wanted.append(is_last)
+        if is_last:
+            outputs.append((sequence, len(tokens) - 1))
+    return rows

@@ -7,17 +7,11 @@ thread that decodes (changing the adapters from another one during a decode ends
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-# How often a thread looks whether the others have arrived before it sleeps; libgomp reads it once, when it is loaded.
-# Its own 300,000 keep a core from the very thread that is waited for, when something else wants the cores too: beside a
-# busy core, one stream has 80 tokens/s with 4,000 and 71 with 15,000. With 500, long prompts lose 2 % on an idle one.
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -58,12 +52,15 @@ def op_number(name: str) -> int:
     return next((i for i, known in enumerate(names) if known == name.encode()), -1)
 
 
-def _set_eval_callback(scheduler: int, callback: int | None) -> None:
-    libggml.ggml_backend_sched_set_eval_callback(ctypes.c_void_p(scheduler), ctypes.c_void_p(callback), None)
-
-
 def _address(pointer: Any) -> int:
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+# Called at each step, with addresses as numbers: ctypes takes longer to cast a pointer than these to do their work.
+_get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", lib._lib))
+_set_eval_callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+    ("ggml_backend_sched_set_eval_callback", libggml)
+)
 
 
 def can_offload() -> bool:
@@ -101,9 +98,9 @@ class Base:
         return known
 
     @cached_property
-    def eog(self) -> npt.NDArray[np.intp]:
+    def eog(self) -> tuple[int, ...]:
         """All tokens that end a generation."""
-        return np.array([t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t)], np.intp)
+        return tuple(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
 
     @cached_property
     def control(self) -> frozenset[str]:
@@ -334,7 +331,7 @@ class Context:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """[n_outputs, n_vocab], in the order of the wanted rows; a view that the next decode overwrites."""
-        address = _address(lib.llama_get_logits(self._ctx))
+        address = _get_logits(self._ctx)
         if (address, n_outputs) != self._logits_at:
             self._logits_at = (address, n_outputs)
             data = (ctypes.c_float * self._base.n_vocab * n_outputs).from_address(address)

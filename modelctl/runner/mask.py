@@ -17,6 +17,7 @@ there is something to multiply.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -187,13 +188,13 @@ class Masker:
             empty = np.zeros((2, self._n_rows, layout.parts[-1].stop), np.float32)
             self._masks[layout] = (empty[0], empty[1])
 
-    def prepare(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
+    def prepare(self, rows: tuple[Scales, ...], wanted: Sequence[int]) -> None:
         """`rows[i]`: the mix of batch row i; `wanted[i]`: whether its logits are asked for."""
         self._failure, self._product = "", 0
-        outputs = tuple(scales for scales, w in zip(rows, wanted, strict=True) if w)
-        if tuple(rows) == self._rows and outputs == self._outputs:
+        outputs = rows if all(wanted) else tuple(itertools.compress(rows, wanted))
+        if rows == self._rows and outputs == self._outputs:
             return
-        self._rows, self._outputs = tuple(rows), outputs
+        self._rows, self._outputs = rows, outputs
         for layout, masks in self._masks.items():
             for mask, chosen in zip(masks, (self._rows, outputs), strict=True):
                 mask[: len(chosen)] = owners_of(layout, chosen)

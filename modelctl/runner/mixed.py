@@ -295,7 +295,7 @@ class Mixed:
         plain: Scales = ((digest, 1.0),)
         odd: Scales = ((digest, 0.7),)
         for one, other in ((plain, ()), ((), plain), (odd, ()), ((), odd)):
-            self.enter([one, other], [1, 1])
+            self.enter((one, other), [1, 1])
             self._probe()
             masked = self._context.logits(2)[0].copy()
             self.leave()
@@ -320,7 +320,7 @@ class Mixed:
 
     # a batch
 
-    def enter(self, rows: Sequence[Scales], wanted: Sequence[int]) -> None:
+    def enter(self, rows: tuple[Scales, ...], wanted: Sequence[int]) -> None:
         """The next decode is masked: batch row i is of mix rows[i]."""
         self._context.watch(True)
         self._context.set_mix(self._mix)

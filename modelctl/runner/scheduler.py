@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Container
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from modelctl.runner.sequence import Scales, Sequence
 
@@ -27,6 +28,16 @@ class Plan:
 
     scales: Scales | None
     rows: tuple[tuple[Sequence, int], ...]
+
+    @cached_property
+    def generates(self) -> bool:
+        """Whether it is one row for each sequence, and nothing of prompts but a last token."""
+        return all(n == 1 for _, n in self.rows)
+
+    @cached_property
+    def mixes(self) -> tuple[Scales, ...]:
+        """Of each row."""
+        return tuple(sequence.scales for sequence, n in self.rows for _ in range(n))
 
 
 @dataclass

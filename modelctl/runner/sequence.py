@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from modelctl.runner.frames import Delta, Done, Logprob, Sampling
@@ -12,7 +13,7 @@ Scales = tuple[tuple[str, float], ...]  # a Mix's scales: (adapter digest, float
 NO_SLOT = -1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """`tokens` holds the prompt, then what was generated; the first `n_done` of them are in llama.cpp's memory."""
 
@@ -32,6 +33,8 @@ class Sequence:
     n_prompt: int = 0
     n_cached: int = 0
     n_generated: int = 0
+    n_endless: int = 0  # tokens before which it may not end by itself
+    n_logprobs: int = -1  # see Sampling.logprobs
     started: int = 0  # ns, when first planned
     first: int = 0  # ns, when the prompt was through
     cancelled: bool = False
@@ -39,6 +42,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
+        self.n_endless = sys.maxsize if self.sampling.ignore_eos else self.sampling.min_tokens
+        self.n_logprobs = self.sampling.logprobs
 
     @property
     def n_pending(self) -> int:

@@ -15,29 +15,24 @@ class TextStream:
         self._held = ""
         self.stopped_by = ""  # the stop string that was met; nothing more is emitted after it
 
-    def feed(self, piece: bytes) -> str:
-        """The text that became certain."""
-        return self._pass(self._decode(piece))
+    def feed(self, piece: bytes, *, final: bool = False) -> str:
+        """The text that became certain. `final`: nothing follows that could complete a character."""
+        data = self._partial + piece
+        text, n = utf_8_decode(data, "replace", final)
+        self._partial = data[n:]
+        return self._hold(text) if self._stops else text
 
     def finish(self) -> str:
         """What was held back, when generation ends for another reason than a stop string."""
         if self.stopped_by:
             return ""
-        return self._pass(self._decode(b"", final=True)) + self._release()
-
-    def _decode(self, piece: bytes, *, final: bool = False) -> str:
-        data = self._partial + piece
-        text, n = utf_8_decode(data, "replace", final)
-        self._partial = data[n:]
+        text = self.feed(b"", final=True) + self._held
+        self._held = ""
         return text
 
-    def _release(self) -> str:
-        text, self._held = self._held, ""
-        return text
-
-    def _pass(self, new: str) -> str:
-        if not self._stops or self.stopped_by:
-            return "" if self.stopped_by else new
+    def _hold(self, new: str) -> str:
+        if self.stopped_by:
+            return ""
         text = self._held + new
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

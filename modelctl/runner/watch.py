@@ -21,7 +21,7 @@ _NO_FLAGS = ~0x1F_0000_0101  # a scheduler begins with two flags and the number 
 class Watch:
     """Switched off at first."""
 
-    def __init__(self, context: int, callback: int, set_callback: Callable[[int, int | None], None]) -> None:
+    def __init__(self, context: int, callback: int, set_callback: Callable[[int, int | None, None], None]) -> None:
         """Addresses: of a llama_context, of the callback it was made with. `set_callback(scheduler, callback)` is
         ggml_backend_sched_set_eval_callback."""
         self._context = context
@@ -46,7 +46,7 @@ class Watch:
         if self._scheduler is None and self._has_scheduler:
             self._scheduler = self._find_scheduler()
         if self._scheduler:
-            self._set_callback(self._scheduler, self._callback if on else None)
+            self._set_callback(self._scheduler, self._callback if on else None, None)
 
     def adapters_changed(self) -> None:
         """The next decode makes a new scheduler."""

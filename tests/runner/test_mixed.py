@@ -227,7 +227,7 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> N
     mixes = [mix for mix in mixes if mixed.covers(mix)]
     assert len(mixes) >= 2, "hardly any mix could be masked"
     n = len(mixes)
-    masked = decoded(crowd, n, lambda _, seqs, wanted: mixed.enter([mixes[s] for s in seqs], wanted))
+    masked = decoded(crowd, n, lambda _, seqs, wanted: mixed.enter(tuple(mixes[s] for s in seqs), wanted))
     assert not mixed.problem
     mixed.leave()
     for s, mix in enumerate(mixes):
@@ -251,7 +251,7 @@ def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
     reserves, stops = [], []
 
     def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
-        mixed.enter([crowds[step][s] for s in seqs], wanted)
+        mixed.enter(tuple(crowds[step][s] for s in seqs), wanted)
         stops.append(mixed._masker.stops)
         reserves.append(context.n_reserves)
 
