@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -25,8 +26,8 @@ class Dialect(Protocol):
 
     media_type: str
 
-    def pieces(self, delta: Delta) -> Iterable[bytes]:
-        """What the stream says for a delta, framing included. The last delta, with `done`, ends it."""
+    def piece(self, delta: Delta) -> bytes:
+        """What the stream says for a delta, framing included, if anything. The last delta, with `done`, ends it."""
 
     def whole(self, deltas: list[Delta]) -> bytes:
         """The answer in one."""
@@ -83,7 +84,7 @@ class Answer:
         def direct(delta: Delta) -> bool:
             if not pipe.is_open:
                 return False
-            pipe.write(b"".join(self._dialect.pieces(delta)))
+            pipe.write(self._dialect.piece(delta))
             return True
 
         return direct
@@ -96,13 +97,33 @@ class Answer:
                     headers = [(b"content-type", self._dialect.media_type.encode()), (b"cache-control", b"no-cache")]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     started = True
-                if body := b"".join(self._dialect.pieces(delta)):
+                if body := self._dialect.piece(delta):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         except Exception as error:
             if not started:
                 raise
             await send({"type": "http.response.body", "body": self._dialect.error(ours(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Mould:
+    """A message that is sent again and again with only its strings changed: encoded once, filled in for each token."""
+
+    GAP = "\0"  # stands where a string will be; no model's name holds it
+
+    def __init__(self, message: bytes) -> None:
+        """`message`: JSON and its framing, with gaps."""
+        self._first, *self._rest = message.split(_encode(self.GAP))
+
+    def cast(self, *texts: str) -> bytes:
+        """With `texts` in the gaps, in the order of the message."""
+        message = self._first
+        for text, part in zip(texts, self._rest, strict=True):
+            message += _encode(text) + part
+        return message
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 def joined(deltas: list[Delta]) -> Delta:

@@ -37,7 +37,8 @@ class Together:
         self._pieces.append(piece)
 
     def write_now(self, piece: bytes) -> None:
-        self.flush()
+        if self._pieces:
+            self.flush()
         self._transport.write(piece)
 
     def flush(self) -> None:
@@ -65,8 +66,8 @@ class Pipe:
     def is_open(self) -> bool:
         """Its headers were sent, its client reads, and its end is yet to come."""
         cycle = self._cycle
-        started = cycle.response_started and cycle.chunked_encoding is True and cycle.scope["method"] != "HEAD"
-        return started and not (cycle.disconnected or cycle.response_complete or cycle.flow.write_paused)
+        ended = cycle.disconnected or cycle.response_complete or cycle.flow.write_paused
+        return cycle.chunked_encoding is True and cycle.response_started and not ended
 
     def write(self, piece: bytes) -> None:
         if piece:  # nothing would be a chunk that ends the body

@@ -115,9 +115,17 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, runners: Runners) -> None:
         super().__init__(config)
         self._runners = runners
+        self._told = asyncio.Event()
 
     def told_to_stop(self) -> None:
         self.force_exit, self.should_exit = self.should_exit, True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        """A look at the clock each second, for the Date in replies; uvicorn looks ten times whether it is to stop."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), 1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping; answers in flight have %g s", DRAIN)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from modelctl.api import openai
-from modelctl.daemon.answers import joined
+from modelctl.daemon.answers import Mould, joined
 from modelctl.daemon.errors import openai_body
 from modelctl.errors import ModelctlError
 from modelctl.runner import frames
@@ -27,6 +26,7 @@ class Choice:
     index: int
     started: bool = False
     offset: int = 0  # characters
+    token: Mould | None = None  # what is sent for one, after the first
 
 
 class Sse:
@@ -44,18 +44,25 @@ class Sse:
         self._choices = [Choice(index) for index in range(n)]
         self._done: list[frames.Done] = []
 
-    def pieces(self, delta: Delta) -> Iterator[bytes]:
+    def piece(self, delta: Delta) -> bytes:
         choice = self._choices[delta.id]
-        if delta.text or delta.logprobs or not choice.started:
-            yield self._event([self._chunk(choice, delta)])
-        if delta.done is None:
-            return
-        yield self._event([self._chunk(choice, Delta(delta.id, ""), _finish(delta.done))])
-        self._done.append(delta.done)
-        if len(self._done) == len(self._choices):
-            if self._usage:
-                yield self._event([], _usage(self._done))
-            yield b"data: [DONE]\n\n"
+        if delta.logprobs or not choice.started:
+            said = self._event([self._chunk(choice, delta)])
+        else:
+            said = self._said(choice, delta.text) if delta.text else b""
+        return said if delta.done is None else said + self._end(choice, delta.done)
+
+    def _said(self, choice: Choice, text: str) -> bytes:
+        if choice.token is None:
+            choice.token = Mould(self._event([self._chunk(choice, Delta(choice.index, Mould.GAP))]))
+        return choice.token.cast(text)
+
+    def _end(self, choice: Choice, done: frames.Done) -> bytes:
+        end = self._event([self._chunk(choice, Delta(choice.index, ""), _finish(done))])
+        self._done.append(done)
+        if len(self._done) < len(self._choices):
+            return end
+        return end + (self._event([], _usage(self._done)) if self._usage else b"") + b"data: [DONE]\n\n"
 
     def whole(self, deltas: list[Delta]) -> bytes:
         answers = [joined([delta for delta in deltas if delta.id == choice.index]) for choice in self._choices]

@@ -80,12 +80,12 @@ class Stream:
     def put(self, delta: Delta) -> None:
         if self._ended:
             return
+        delta.id = self.ids.index(delta.id)
+        if delta.done is None and self._went_directly(delta):
+            return
         if len(self._waiting) >= MAX_WAITING:
             self.close()
             self.fail(ModelctlError("the answer was cut off: the client reads too slowly"))
-            return
-        delta.id = self.ids.index(delta.id)
-        if delta.done is None and self._went_directly(delta):
             return
         self._waiting.append(delta)
         self._n_running -= delta.done is not None

@@ -25,27 +25,29 @@ class Wire(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deliver = deliver
         self._name = name
-        self._data = bytearray()  # of a frame that is not whole yet
+        self._rest = bytearray()  # of a frame that is not whole yet
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._data += data
         try:
-            while (frame := self._next()) is not None:
-                self._deliver(from_runner.decode(frame))
+            self._take(data)
         except (msgspec.DecodeError, ValueError) as error:
             log.error("%s sent a frame that cannot be read: %s", self._name, error)
             self.hang_up()
 
-    def _next(self) -> bytearray | None:
-        if len(self._data) < HEAD or len(self._data) < (end := HEAD + unpack_length(bytes(self._data[:HEAD]))):
-            return None
-        frame = self._data[HEAD:end]
-        del self._data[:end]
-        return frame
+    def _take(self, data: bytes | bytearray) -> None:
+        if self._rest:
+            self._rest += data
+            data, self._rest = self._rest, bytearray()
+        start = 0
+        while len(data) >= (body := start + HEAD) and len(data) >= (end := body + unpack_length(data[start:body])):
+            self._deliver(from_runner.decode(data[body:end]))
+            start = end
+        if start < len(data):
+            self._rest += data[start:]
 
     def connection_lost(self, _: Exception | None) -> None:
         if not self.closed.done():

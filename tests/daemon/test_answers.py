@@ -22,8 +22,8 @@ class Plain:
 
     media_type = "text/plain"
 
-    def pieces(self, delta: Delta) -> list[bytes]:
-        return [delta.text.encode(), *([b"."] if delta.done else [])]
+    def piece(self, delta: Delta) -> bytes:
+        return delta.text.encode() + (b"." if delta.done else b"")
 
     def whole(self, deltas: list[Delta]) -> bytes:
         delta = joined(deltas)

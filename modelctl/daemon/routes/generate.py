@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from modelctl.api import native
-from modelctl.daemon.answers import Answer, joined, timestamp
+from modelctl.daemon.answers import Answer, Mould, joined, timestamp
 from modelctl.daemon.bodies import read, reply
 from modelctl.daemon.errors import native_body
 from modelctl.daemon.routes import service
@@ -100,12 +99,21 @@ class Ndjson:
     def __init__(self, job: Job, *, chat: bool) -> None:
         self._job = job
         self._chat = chat
+        self._token: Mould | None = None
 
-    def pieces(self, delta: Delta) -> Iterator[bytes]:
-        if delta.text or delta.logprobs:
-            yield _line(self._reply(delta.text, delta.logprobs))
-        if delta.done is not None:
-            yield _line(self._reply(**self._end(delta.done)))
+    def piece(self, delta: Delta) -> bytes:
+        if delta.logprobs:
+            said = _line(self._reply(delta.text, delta.logprobs))
+        else:
+            said = self._said(delta.text) if delta.text else b""
+        return said if delta.done is None else said + _line(self._reply(**self._end(delta.done)))
+
+    def _said(self, text: str) -> bytes:
+        if self._token is None:
+            reply = self._reply(Mould.GAP)
+            reply.created_at = Mould.GAP
+            self._token = Mould(_line(reply))
+        return self._token.cast(timestamp(), text)
 
     def whole(self, deltas: list[Delta]) -> bytes:
         delta = joined(deltas)
