@@ -8,14 +8,13 @@ python -m benchmarks.rescale
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import socket
 import statistics
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,41 +22,47 @@ from benchmarks.common import Answer, Ours, models
 
 N_SETS = 50
 N_ROUNDS, N_WINDOWS = 4, 10
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@asynccontextmanager
-async def connected(server: Ours) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
+HEAD = b"POST /api/lora-adapters HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
 
 
-async def set_scale(connection: Connection, scale: float) -> float:
-    """Seconds until POST /api/lora-adapters is answered, on a connection that stays open, as a program's does."""
-    reader, writer = connection
-    body = json.dumps({"model": "bench", "adapters": [{"id": 0, "scale": scale}]}).encode()
-    started = time.perf_counter()
-    head = "POST /api/lora-adapters HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-    await reader.readexactly(int(answer.partition(b"content-length:")[2].split()[0]))
-    seconds = time.perf_counter() - started
-    assert b" 200 " in answer[:20], answer
-    return seconds
+class Rescaler:
+    """Sets scales on a connection that stays open, as a program's does; with blocking calls, which weigh little on the
+    cores that are measured."""
+
+    def __init__(self, server: Ours) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Rescaler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def set_scale(self, scale: float) -> float:
+        """Seconds until POST /api/lora-adapters is answered."""
+        body = b'{"model": "bench", "adapters": [{"id": 0, "scale": %.3f}]}' % scale
+        started = time.perf_counter()
+        self._socket.sendall(HEAD % len(body) + body)
+        answer = self._socket.recv(1 << 16)
+        seconds = time.perf_counter() - started
+        assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"}"), answer
+        return seconds
+
+    def every(self, pause: float, until: Callable[[int, float], bool]) -> list[float]:
+        """Seconds of each, in turn, while `until`, given how many there were and the time, says False."""
+        times: list[float] = []
+        while not until(len(times), time.perf_counter()):
+            times.append(self.set_scale(len(times) % 100 / 100))
+            time.sleep(pause)
+        return times
 
 
 async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     streams = [asyncio.create_task(server.ask(f"{sets} {i}: tell a story.", 160, {1: 1.0})) for i in range(8)]
     await asyncio.sleep(1)
-    times = []
-    async with connected(server) as connection:
-        for i in range(sets):
-            times.append(await set_scale(connection, i / 100))
-            await asyncio.sleep(0.05)
+    with Rescaler(server) as rescaler:
+        times = await asyncio.to_thread(rescaler.every, 0.05, lambda n, _: n == sets)
     return await asyncio.gather(*streams), times
 
 
@@ -68,14 +73,14 @@ async def storm(server: Ours, salt: int) -> tuple[dict[bool, list[float]], int]:
     await asyncio.sleep(2)
     windows: list[tuple[bool, float, float]] = []
     before = reserves(server)
-    async with connected(server) as connection:
+    with Rescaler(server) as rescaler:
         for i in range(N_WINDOWS):
-            started = time.perf_counter()
-            while (now := time.perf_counter()) < started + 1:
-                if i % 2:
-                    await set_scale(connection, now % 1)
-                await asyncio.sleep(0.02)
-            windows.append((bool(i % 2), started, now))
+            end = (started := time.perf_counter()) + 1
+            if i % 2:
+                await asyncio.to_thread(rescaler.every, 0.02, lambda _, now, end=end: now >= end)
+            else:
+                await asyncio.sleep(1)
+            windows.append((bool(i % 2), started, end))
     changes = reserves(server) - before
     assert not any(task.done() for task in tasks), "the streams ended too soon"
     gaps: dict[bool, list[float]] = {False: [], True: []}

@@ -9,7 +9,10 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from modelctl.daemon.access_log import AccessLog
+
 log = logging.getLogger("modelctl.daemon")
+ACCESS_LOG = AccessLog("modelctl.access")
 
 PIPE = "modelctl.pipe"  # among the extensions of an ASGI scope
 MAX_HEAD = 64 << 10  # bytes
@@ -80,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None  # runs while the client is behind
 
     def connection_made(self, transport: Any) -> None:
+        self.access_logger = ACCESS_LOG
         self._together = Together(transport, self.loop)
         super().connection_made(self._together)  # type: ignore[arg-type]  # it has all that is called
         self._expect_head()
@@ -100,14 +104,15 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._head_bytes >= 0 and self.parser is not None and not self.transport.is_closing():
+            if self._head_timer is None:
+                self._expect_head()
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
                 self.send_400_response("The request's head is too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._head_timer is None:
-            self._expect_head()
+        self._head_bytes = max(self._head_bytes, 0)
 
     def on_headers_complete(self) -> None:
         self._head_complete()

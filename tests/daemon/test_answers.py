@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.responses import Response
 
-from modelctl.daemon.answers import Answer, Later, joined, timestamp
+from modelctl.daemon.answers import Answer, Later, Mould, joined, timestamp
 from modelctl.daemon.streams import Direct
 from modelctl.errors import BadRequest, ModelctlError, RunnerDied
 from modelctl.runner.frames import Delta, Done
@@ -136,6 +138,16 @@ def test_a_reply_in_the_making_ends_when_its_client_leaves() -> None:
 def test_joined_keeps_the_end() -> None:
     whole = joined([Delta(7, "a", 2), Delta(7, "b"), Delta(7, "", 0, done=DONE)])
     assert (whole.id, whole.text, whole.n_tokens, whole.done) == (7, "ab", 3, DONE)
+
+
+def test_a_mould_takes_any_text() -> None:
+    mould = Mould(
+        msgspec.json.encode({"model": "tutor", "first": Mould.GAP, "done": False, "second": Mould.GAP}) + b"\n"
+    )
+    for texts in (("", "a"), ('"quoted"', "new\nline"), (Mould.GAP, "é🏴")):
+        line = mould.cast(*texts)
+        assert json.loads(line) == {"model": "tutor", "first": texts[0], "done": False, "second": texts[1]}
+        assert line.endswith(b"\n")
 
 
 def test_timestamps_are_what_clients_parse() -> None:

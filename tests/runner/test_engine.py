@@ -158,6 +158,19 @@ def test_cancel_frees_the_slot_at_the_next_step(engine: Harness) -> None:
     assert not engine.engine.busy
 
 
+def test_a_newcomer_joins_those_that_generate_at_the_next_step(engine: Harness) -> None:
+    idents = [engine.submit(CATS, n=500)]
+    for _ in range(5):
+        engine.step()
+    idents.append(engine.submit(SPAIN, n=500))
+    engine.step()
+    assert [sequence.id for sequence in engine.engine.shared.running] == idents
+    for ident in idents:
+        engine.cancel(ident)
+    engine.step()
+    assert not engine.engine.busy
+
+
 def test_seeds_repeat_and_differ(engine: Harness) -> None:
     answers = [engine.ask(CATS, temperature=1.0, seed=seed, n=16, deterministic=True) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
