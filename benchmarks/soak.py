@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.common import QUESTION, Ours, models
-from benchmarks.rescale import connected, set_scale
+from benchmarks.rescale import Rescaler
 
 STUCK = 300.0  # seconds a request may take, with so many clients on two cores
 WARM_UP = 5.0  # minutes before memory is watched
@@ -61,8 +61,8 @@ class Soak:
     async def rescaler(self) -> None:
         rng = random.Random(0)
         while time.monotonic() < self.until:
-            async with connected(self.server) as connection:
-                await set_scale(connection, rng.random())
+            with Rescaler(self.server) as rescaler:
+                await asyncio.to_thread(rescaler.set_scale, rng.random())
             self.counts["rescales"] += 1
             await asyncio.sleep(1)
 

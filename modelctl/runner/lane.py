@@ -396,8 +396,11 @@ class Rows(NamedTuple):
 
 
 def rows_of(plan: Plan) -> Rows:
-    rows = Rows([], [], [], [], [])
-    tokens, positions, slots, wanted, outputs = rows
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    wanted: list[int] = []
+    outputs: list[tuple[Sequence, int]] = []
     for sequence, n in plan.rows:
         start, slot = sequence.n_done, sequence.slot
         is_last = start + n == len(sequence.tokens)
@@ -413,4 +416,4 @@ def rows_of(plan: Plan) -> Rows:
         wanted.append(is_last)
         if is_last:
             outputs.append((sequence, len(tokens) - 1))
-    return rows
+    return Rows(tokens, positions, slots, wanted, outputs)

@@ -31,7 +31,7 @@ class Plan:
 
     @cached_property
     def generates(self) -> bool:
-        """Whether it is one row for each sequence, and nothing of prompts but a last token."""
+        """Whether it is one row for each sequence, as it is when all generate."""
         return all(n == 1 for _, n in self.rows)
 
     @cached_property
