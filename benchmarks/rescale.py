@@ -14,8 +14,8 @@ import statistics
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 from benchmarks.common import Answer, Ours, models
@@ -49,10 +49,11 @@ class Rescaler:
         assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"}"), answer
         return seconds
 
-    def every(self, pause: float, until: Callable[[int, float], bool]) -> list[float]:
-        """Seconds of each, in turn, while `until`, given how many there were and the time, says False."""
+    def every(self, pause: float, *, n: float = inf, seconds: float = inf) -> list[float]:
+        """Seconds of each, in turn: `n` times, or for so long."""
         times: list[float] = []
-        while not until(len(times), time.perf_counter()):
+        end = time.perf_counter() + seconds
+        while len(times) < n and time.perf_counter() < end:
             times.append(self.set_scale(len(times) % 100 / 100))
             time.sleep(pause)
         return times
@@ -62,7 +63,7 @@ async def run(server: Ours, sets: int) -> tuple[list[Answer], list[float]]:
     streams = [asyncio.create_task(server.ask(f"{sets} {i}: tell a story.", 160, {1: 1.0})) for i in range(8)]
     await asyncio.sleep(1)
     with Rescaler(server) as rescaler:
-        times = await asyncio.to_thread(rescaler.every, 0.05, lambda n, _: n == sets)
+        times = await asyncio.to_thread(rescaler.every, 0.05, n=sets)
     return await asyncio.gather(*streams), times
 
 
@@ -75,12 +76,12 @@ async def storm(server: Ours, salt: int) -> tuple[dict[bool, list[float]], int]:
     before = reserves(server)
     with Rescaler(server) as rescaler:
         for i in range(N_WINDOWS):
-            end = (started := time.perf_counter()) + 1
+            started = time.perf_counter()
             if i % 2:
-                await asyncio.to_thread(rescaler.every, 0.02, lambda _, now, end=end: now >= end)
+                await asyncio.to_thread(rescaler.every, 0.02, seconds=1)
             else:
                 await asyncio.sleep(1)
-            windows.append((bool(i % 2), started, end))
+            windows.append((bool(i % 2), started, time.perf_counter()))
     changes = reserves(server) - before
     assert not any(task.done() for task in tasks), "the streams ended too soon"
     gaps: dict[bool, list[float]] = {False: [], True: []}
@@ -128,8 +129,8 @@ def main() -> None:
             asyncio.run(storm(server, -1))  # joins the adapters
             ratios, changes = [], 0
             for i in range(N_ROUNDS):
-                gaps, n = asyncio.run(storm(server, i))
-                ratios.append(statistics.fmean(gaps[False]) / statistics.fmean(gaps[True]))
+                between, n = asyncio.run(storm(server, i))
+                ratios.append(statistics.fmean(between[False]) / statistics.fmean(between[True]))
                 changes += n
             each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
             median = statistics.median(ratios)
