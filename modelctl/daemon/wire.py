@@ -41,12 +41,14 @@ class Wire(asyncio.Protocol):
     def _take(self, data: bytes | bytearray) -> None:
         if self._rest:
             self._rest += data
-            data, self._rest = self._rest, bytearray()
+            data = self._rest
         start = 0
         while len(data) >= (body := start + HEAD) and len(data) >= (end := body + unpack_length(data[start:body])):
             self._deliver(from_runner.decode(data[body:end]))
             start = end
-        if start < len(data):
+        if data is self._rest:
+            del self._rest[:start]
+        else:
             self._rest += data[start:]
 
     def connection_lost(self, _: Exception | None) -> None:
