@@ -235,6 +235,10 @@ class Ours(Server):
         end = (chunk["eval_count"], chunk["prompt_eval_count"]) if chunk.get("done") else None
         return chunk["response"], end
 
+    def runner_pids(self) -> set[int]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/ps", timeout=30) as reply:
+            return {loaded["runner_pid"] for loaded in json.load(reply)["models"]}
+
 
 def free_port() -> int:
     with socket.socket() as s:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import signal
 import statistics
 import subprocess
@@ -26,22 +25,10 @@ async def crowd(server: Ours, salt: int, n: int) -> list[Answer]:
     return await asyncio.gather(*(server.ask(f"{salt} {i}: tell a story.", n, {0: 1.0}) for i in range(8)))
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-
-
 def measure(server: Ours, salt: int, folder: Path) -> dict[str, dict[str, float]]:
     """Microseconds a token, by process and library."""
-    pids = {"daemon": server.process.pid, "runner": max(children(server.process.pid), key=resident)}
+    (runner,) = server.runner_pids()
+    pids = {"daemon": server.process.pid, "runner": runner}
     data = folder / "perf.data"
     command = ["perf", "record", "-F", str(HERTZ), "-e", "cpu-clock", "-p", ",".join(map(str, pids.values()))]
     with subprocess.Popen([*command, "-o", str(data)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as perf:

@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -68,9 +67,7 @@ class Soak:
 
     async def watcher(self) -> None:
         while time.monotonic() < self.until:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.server.port}/api/ps", timeout=30) as reply:
-                loaded = json.load(reply)["models"]
-            pids = {m["runner_pid"] for m in loaded}
+            pids = self.server.runner_pids()
             self.pids |= pids
             total = sum(map(resident, pids | {self.server.process.pid}))
             self.memory.append(((time.monotonic() - self.started) / 60, total))

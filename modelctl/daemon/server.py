@@ -160,7 +160,4 @@ def _configure_logging() -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    # Nothing that the format does not show is worth finding out for each request.
-    logging._srcfile = None  # its own documentation says so
-    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     logging.raiseExceptions = False  # a full disk under the log is no reason to stop

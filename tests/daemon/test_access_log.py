@@ -16,8 +16,7 @@ from modelctl.daemon.access_log import AccessLog
 def test_its_lines_look_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    for name in ("_srcfile", "logThreads", "logMultiprocessing", "logProcesses", "raiseExceptions"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))  # so that they are put back
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)  # so that it is put back
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
