@@ -42,6 +42,7 @@ from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offl
 from modelctl.runner.mask import Masker
 from modelctl.runner.mixed import Mixed
 from modelctl.runner.sequence import Sequence
+from modelctl.runner.spin import Spin
 from modelctl.runner.threads import Threads
 
 Emit = Callable[[FromRunner], None]
@@ -151,8 +152,14 @@ class Engine:
 
     def run(self) -> None:
         """Serve the inbox until it brings None."""
-        while self._take_work(wait=not self.busy):
-            self.step()
+        spin = Spin(lambda: any(lane.threads.reduced for lane in self.lanes))
+        try:
+            while self._take_work(wait=not self.busy):
+                spin.decoding(True)
+                self.step()
+                spin.decoding(self.busy)
+        finally:
+            spin.close()
 
     def _take_work(self, *, wait: bool) -> bool:
         """Handle what has arrived; `wait`: sleep until something has. False: stop."""

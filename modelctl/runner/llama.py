@@ -7,7 +7,6 @@ thread that decodes (changing the adapters from another one during a decode ends
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -18,8 +17,6 @@ from typing import Any
 # Its own 300,000 keep a core from the very thread that is waited for, when something else wants the cores too: two
 # engines at once have 128 tokens/s with 4,000, 91 with 15,000, and all but stand still with 300,000. The price is paid
 # by a long prompt on an idle machine: 6 % and more.
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")
-
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt

@@ -32,6 +32,11 @@ class Threads:
         self._next = 0.0
         self._last = 0.0  # when a try ended
 
+    @property
+    def reduced(self) -> bool:
+        """Whether fewer were found to be faster than all."""
+        return self._home < self.n_max
+
     def record(self, shape: Hashable, seconds: float, now: float) -> int:
         """A step that generates took `seconds`; returns the count for the next one. Only steps of one shape compare."""
         if self._fixed:
