@@ -38,7 +38,7 @@ from modelctl.runner.frames import (
 from modelctl.runner.joined import Joined, Source, needs_padding, pad
 from modelctl.runner.lane import ExactLane, Lane
 from modelctl.runner.layout import layout, total_memory
-from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload, op_number
+from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload, gomp_parallel, op_number
 from modelctl.runner.mask import Masker
 from modelctl.runner.mixed import Mixed
 from modelctl.runner.sequence import Sequence
@@ -152,7 +152,7 @@ class Engine:
 
     def run(self) -> None:
         """Serve the inbox until it brings None."""
-        spin = Spin(lambda: any(lane.threads.reduced for lane in self.lanes))
+        spin = Spin(gomp_parallel(), lambda: any(lane.threads.reduced for lane in self.lanes))
         try:
             while self._take_work(wait=not self.busy):
                 spin.decoding(True)

@@ -67,6 +67,12 @@ _set_eval_callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ct
 )
 
 
+def gomp_parallel() -> Callable[..., Any] | None:
+    """GNU OpenMP's call that runs a team of threads, where llama.cpp was built with that."""
+    is_llvm = hasattr(libggml, "__kmpc_fork_call")  # has a call of that name too
+    return None if is_llvm else getattr(libggml, "GOMP_parallel", None)
+
+
 def can_offload() -> bool:
     """Whether the installed llama.cpp was built with a GPU backend that it can use here."""
     return bool(lib.llama_supports_gpu_offload())

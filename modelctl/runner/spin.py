@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
+Parallel = Callable[..., Any]  # (a C function, its argument, threads, flags)
 INTERVAL = 0.25  # seconds between looks
 BUSY = 0.2  # threads, on average, that could run but wait for a processor
 IDLE = 0.1
@@ -28,13 +29,14 @@ class Spin:
     """Looks from a thread of its own: when spinning goes wrong, a step takes seconds. Nobody looks while nothing is
     decoded. Without libgomp, as on a Mac, there is nothing to do."""
 
-    def __init__(self, crowded: Callable[[], bool]) -> None:
-        """`crowded`: whether the machine is known to be busy otherwise; asked for on that thread."""
+    def __init__(self, parallel: Parallel | None, crowded: Callable[[], bool]) -> None:
+        """`parallel`: libgomp's GOMP_parallel. `crowded`: whether the machine is known to be busy otherwise; asked for
+        on that thread."""
         self._crowded = crowded
         self._sleepers: Sleepers | None = None
         self._is_decoding, self._is_closed = threading.Event(), False
-        if (gomp := _libgomp()) is not None:
-            threading.Thread(target=self._look, args=(gomp,), name="spin", daemon=True).start()
+        if parallel is not None:
+            threading.Thread(target=self._look, args=(parallel,), name="spin", daemon=True).start()
 
     @property
     def is_short(self) -> bool:
@@ -42,21 +44,25 @@ class Spin:
 
     def decoding(self, on: bool) -> None:
         """To be told by the thread that decodes, before and after."""
-        if on != self._is_decoding.is_set():
-            (self._is_decoding.set if on else self._is_decoding.clear)()
+        if on == self._is_decoding.is_set():
+            return
+        if on:
+            self._is_decoding.set()
+        else:
+            self._is_decoding.clear()
 
-    def _look(self, gomp: ctypes.CDLL) -> None:
+    def _look(self, parallel: Parallel) -> None:
         while not self._is_closed:
             self._is_decoding.wait()
             before, started = seconds_waited(), time.perf_counter()
             time.sleep(INTERVAL)
             waiting = (seconds_waited() - before) / (time.perf_counter() - started)
-            self._shorten(gomp, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
-        self._shorten(gomp, False)
+            self._shorten(parallel, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
+        self._shorten(parallel, False)
 
-    def _shorten(self, gomp: ctypes.CDLL, on: bool) -> None:
+    def _shorten(self, parallel: Parallel, on: bool) -> None:
         if on and self._sleepers is None:
-            self._sleepers = Sleepers(gomp)
+            self._sleepers = Sleepers(parallel)
         elif not on and self._sleepers is not None:
             self._sleepers.close()
             self._sleepers = None
@@ -69,14 +75,14 @@ class Spin:
 class Sleepers:
     """An OpenMP team with a thread for each processor: with any other team, that is too many."""
 
-    def __init__(self, gomp: ctypes.CDLL) -> None:
-        self._gomp = gomp
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
         self._end = threading.Event()
         threading.Thread(target=self._sleep, name="sleepers", daemon=True).start()
 
     def _sleep(self) -> None:
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # a function of a pointer, which is NULL here
-        self._gomp.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0))), ctypes.c_uint(0))
+        self._parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0))), ctypes.c_uint(0))
         self._end.wait()  # libgomp keeps the team until the thread that made it ends
 
     def close(self) -> None:
@@ -100,13 +106,3 @@ def _read(path: str) -> bytes:
         return os.read(file, 100)
     finally:
         os.close(file)
-
-
-def _libgomp() -> ctypes.CDLL | None:
-    """The one that llama.cpp uses, if it does."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return None
-    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libgomp" in line}
-    return ctypes.CDLL(paths.pop()) if len(paths) == 1 else None

@@ -10,26 +10,26 @@ from time import sleep
 
 import pytest
 
-import modelctl.runner.llama  # noqa: F401  # loads libgomp
 from modelctl.runner import spin
 from modelctl.runner.engine import Engine
 from modelctl.runner.frames import Load
-from modelctl.runner.spin import Sleepers, Spin, _libgomp, seconds_waited
+from modelctl.runner.llama import gomp_parallel
+from modelctl.runner.spin import Sleepers, Spin, seconds_waited
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or _libgomp() is None, reason="libgomp")
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or gomp_parallel() is None, reason="libgomp")
 RIVAL = [sys.executable, "-c", "while True: pass"]
 
 SPINS = """
 import ctypes, os, time
-import modelctl.runner.llama
-from modelctl.runner.spin import Sleepers, _libgomp
-gomp = _libgomp()
+from modelctl.runner.llama import gomp_parallel
+from modelctl.runner.spin import Sleepers
+parallel = gomp_parallel()
 nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
 def cpu():
     '''Milliseconds of it that a team of two takes while it waits for its next work.'''
     before = time.process_time()
     for _ in range(50):
-        gomp.GOMP_parallel(nothing, None, 2, 0)
+        parallel(nothing, None, 2, 0)
         time.sleep(0.02)
     return 1000 * (time.process_time() - before)
 def n_threads():
@@ -37,7 +37,7 @@ def n_threads():
 cpu()
 threads = n_threads()
 print("calm", cpu())
-sleepers = Sleepers(gomp)
+sleepers = Sleepers(parallel)
 while n_threads() < threads + len(os.sched_getaffinity(0)):
     time.sleep(0.01)
 print("busy", cpu())
@@ -68,7 +68,7 @@ def test_threads_spin_briefly_while_there_are_sleepers() -> None:
 def test_a_busy_machine_is_noticed_and_an_idle_one_too() -> None:
     """A thread of ours that could always run, and other programs on the one processor that it may use."""
     everywhere = os.sched_getaffinity(0)
-    watch = Spin(lambda: False)
+    watch = Spin(gomp_parallel(), lambda: False)
     ended = False
 
     def work() -> None:
@@ -97,7 +97,7 @@ def test_a_busy_machine_is_noticed_and_an_idle_one_too() -> None:
 
 def test_where_fewer_threads_are_faster_spins_are_short() -> None:
     crowded = False
-    watch = Spin(lambda: crowded)
+    watch = Spin(gomp_parallel(), lambda: crowded)
     try:
         crowded = True
         sleep(0.5)
@@ -129,6 +129,6 @@ def test_without_an_account_it_is_as_if_threads_waited_always(monkeypatch: pytes
 
 
 def test_sleepers_can_end_before_they_slept() -> None:
-    gomp = _libgomp()
-    assert gomp is not None
-    Sleepers(gomp).close()
+    parallel = gomp_parallel()
+    assert parallel is not None
+    Sleepers(parallel).close()
