@@ -65,6 +65,7 @@ class Engine:
         self.exact: Lane | None = None  # costs a KV cache of its own
         self._embedding: deque[tuple[int, Iterator[Embedded | Failed | None]]] = deque()
         self._contexts: list[Context] = []
+        self.spin = Spin(gomp_parallel(), lambda: any(lane.threads.reduced for lane in self.lanes))
         self._paths: dict[str, str] = {}  # of the attached adapters, by digest
         self._padded: dict[str, Joined] = {}  # of these, by digest, the copies with a suitable rank
         try:
@@ -152,14 +153,8 @@ class Engine:
 
     def run(self) -> None:
         """Serve the inbox until it brings None."""
-        spin = Spin(gomp_parallel(), lambda: any(lane.threads.reduced for lane in self.lanes))
-        try:
-            while self._take_work(wait=not self.busy):
-                spin.decoding(True)
-                self.step()
-                spin.decoding(self.busy)
-        finally:
-            spin.close()
+        while self._take_work(wait=not self.busy):
+            self.step()
 
     def _take_work(self, *, wait: bool) -> bool:
         """Handle what has arrived; `wait`: sleep until something has. False: stop."""
@@ -173,11 +168,13 @@ class Engine:
 
     def step(self) -> None:
         """One batch in each lane that has work, and one of embeddings."""
+        self.spin.decoding(True)
         deltas = [delta for lane in self.lanes if lane.busy for delta in lane.step()]
         if deltas:
             self._emit(Step(deltas))
         if self._embedding:
             self._embed_next()
+        self.spin.decoding(self.busy)
 
     def handle(self, work: Work) -> None:
         for lane in self.lanes:
@@ -310,6 +307,7 @@ class Engine:
         }
 
     def close(self) -> None:
+        self.spin.close()
         for lane in self.lanes if hasattr(self, "shared") else ():
             lane.close()
         for context in self._contexts:

@@ -52,8 +52,7 @@ class Spin:
             self._is_decoding.clear()
 
     def _look(self, parallel: Parallel) -> None:
-        while not self._is_closed:
-            self._is_decoding.wait()
+        while self._is_decoding.wait() and not self._is_closed:
             before, started = seconds_waited(), time.perf_counter()
             time.sleep(INTERVAL)
             waiting = (seconds_waited() - before) / (time.perf_counter() - started)
