@@ -204,6 +204,7 @@ SetMix = Callable[[int, list[int], list[int]], None]  # of the step, with each r
 def decoded(harness: Harness, n: int, set_mix: SetMix, n_steps: int = 1) -> list[npt.NDArray[np.float32]]:
     """Logits of `n` sequences after a prompt each, and after each of `n_steps` tokens more."""
     context, length = harness.engine.shared.context, 3
+    harness.engine.spin.decoding(True)  # the engine's steps would say so
     seqs = [s for s in range(n) for _ in range(length)]
     wanted = [0, 0, 1] * n
     set_mix(0, seqs, wanted)

@@ -111,13 +111,11 @@ def test_where_fewer_threads_are_faster_spins_are_short() -> None:
 
 
 def test_an_engine_leaves_no_thread_behind(base: Path) -> None:
-    def names() -> set[str]:
-        return {thread.name for thread in threading.enumerate()}
-
+    before = set(threading.enumerate())
     engine = Engine(Load(path=str(base), n_ctx=64), lambda _: None)
-    assert "spin" in names()
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["spin"]
     engine.close()
-    wait_for(lambda: not {"spin", "sleepers"} & names(), f"gone: {names()}")
+    wait_for(lambda: set(threading.enumerate()) <= before, "its end")
 
 
 def test_without_an_account_it_is_as_if_threads_waited_always(monkeypatch: pytest.MonkeyPatch) -> None:
