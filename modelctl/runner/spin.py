@@ -34,9 +34,11 @@ class Spin:
         on that thread."""
         self._crowded = crowded
         self._sleepers: Sleepers | None = None
-        self._is_decoding, self._is_closed = threading.Event(), False
+        self._is_decoding, self._is_closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
         if parallel is not None:
-            threading.Thread(target=self._look, args=(parallel,), name="spin", daemon=True).start()
+            self._thread = threading.Thread(target=self._look, args=(parallel,), name="spin", daemon=True)
+            self._thread.start()
 
     @property
     def is_short(self) -> bool:
@@ -52,9 +54,9 @@ class Spin:
             self._is_decoding.clear()
 
     def _look(self, parallel: Parallel) -> None:
-        while self._is_decoding.wait() and not self._is_closed:
+        while self._is_decoding.wait() and not self._is_closed.is_set():
             before, started = seconds_waited(), time.perf_counter()
-            time.sleep(INTERVAL)
+            self._is_closed.wait(INTERVAL)
             waiting = (seconds_waited() - before) / (time.perf_counter() - started)
             self._shorten(parallel, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
         self._shorten(parallel, False)
@@ -67,8 +69,11 @@ class Spin:
             self._sleepers = None
 
     def close(self) -> None:
-        self._is_closed = True
+        """After the last decode."""
+        self._is_closed.set()
         self._is_decoding.set()
+        if self._thread is not None:
+            self._thread.join()
 
 
 class Sleepers:
@@ -77,7 +82,8 @@ class Sleepers:
     def __init__(self, parallel: Parallel) -> None:
         self._parallel = parallel
         self._end = threading.Event()
-        threading.Thread(target=self._sleep, name="sleepers", daemon=True).start()
+        self._thread = threading.Thread(target=self._sleep, name="sleepers", daemon=True)
+        self._thread.start()
 
     def _sleep(self) -> None:
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # a function of a pointer, which is NULL here
@@ -86,6 +92,7 @@ class Sleepers:
 
     def close(self) -> None:
         self._end.set()
+        self._thread.join()
 
 
 def seconds_waited() -> float:

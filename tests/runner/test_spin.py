@@ -115,7 +115,7 @@ def test_an_engine_leaves_no_thread_behind(base: Path) -> None:
     engine = Engine(Load(path=str(base), n_ctx=64), lambda _: None)
     assert [thread.name for thread in set(threading.enumerate()) - before] == ["spin"]
     engine.close()
-    wait_for(lambda: set(threading.enumerate()) <= before, "its end")
+    assert set(threading.enumerate()) <= before
 
 
 def test_without_an_account_it_is_as_if_threads_waited_always(monkeypatch: pytest.MonkeyPatch) -> None:
