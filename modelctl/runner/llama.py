@@ -13,10 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# How often a thread looks whether the others have arrived before it sleeps; libgomp reads it once, when it is loaded.
-# Its own 300,000 keep a core from the very thread that is waited for, when something else wants the cores too: two
-# engines at once have 128 tokens/s with 4,000, 91 with 15,000, and all but stand still with 300,000. The price is paid
-# by a long prompt on an idle machine: 6 % and more.
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
