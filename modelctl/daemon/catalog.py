@@ -15,17 +15,24 @@ from modelctl.store import Store, StoreError
 FRESH = 1.0  # seconds after which a model's blobs are looked at again: somebody may have cut or removed one
 MAX_KNOWN = 256  # names, in all spellings that clients think of
 
+Stamp = tuple[int, int, int]  # another one for another file: inode, size, time of the last change
 
-@dataclass(frozen=True)
+
+@dataclass
 class Known:
     model: Model
     file: Path  # that says what the name means
-    stamp: tuple[int, int]
+    stamp: Stamp
+    blobs: dict[Path, Stamp]
     until: float
 
-    @property
-    def is_fresh(self) -> bool:
-        return time.monotonic() < self.until and _stamp(self.file) == self.stamp
+    def is_current(self) -> bool:
+        if _stamp(self.file) != self.stamp:
+            return False
+        if (now := time.monotonic()) >= self.until:
+            self.until = now + FRESH
+            return all(_stamp(path) == stamp for path, stamp in self.blobs.items())
+        return True
 
 
 class Catalog:
@@ -49,20 +56,27 @@ class Catalog:
 
     def _get(self, name: str) -> Known | None:
         known = self._known.get(name)
-        return known if known is not None and known.is_fresh else None
+        if known is not None and not known.is_current():
+            del self._known[name]
+            return None
+        return known
 
     def _load(self, name: str) -> Known:
-        file, stamp = Path(), (0, 0)
+        file, stamp = Path(), _NOTHING
         with suppress(StoreError):  # `Model.load` says it better
             file = self._store.where(name)
             stamp = _stamp(file)  # before the file is read, so that a change meanwhile is noticed
-        return Known(Model.load(self._store, name), file, stamp, time.monotonic() + FRESH)
+        model = Model.load(self._store, name)
+        blobs = {path: _stamp(path) for path in (model.base_path, *(adapter.path for adapter in model.adapters))}
+        return Known(model, file, stamp, blobs, time.monotonic() + FRESH)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    """Another one for another file."""
+_NOTHING: Stamp = (0, 0, 0)
+
+
+def _stamp(file: Path) -> Stamp:
     try:
         status = os.lstat(file)
     except OSError:
-        return 0, 0
-    return status.st_ino, status.st_mtime_ns
+        return _NOTHING
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -56,9 +56,11 @@ class Spin:
     def _look(self, parallel: Parallel) -> None:
         while self._is_decoding.wait() and not self._is_closed.is_set():
             before, started = seconds_waited(), time.perf_counter()
-            self._is_closed.wait(INTERVAL)
-            waiting = (seconds_waited() - before) / (time.perf_counter() - started)
-            self._shorten(parallel, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
+            while self._is_decoding.is_set() and not self._is_closed.wait(INTERVAL):
+                after, now = seconds_waited(), time.perf_counter()
+                waiting = (after - before) / (now - started)
+                self._shorten(parallel, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
+                before, started = after, now
         self._shorten(parallel, False)
 
     def _shorten(self, parallel: Parallel, on: bool) -> None:
