@@ -18,6 +18,7 @@ from modelctl.runner.sequence import Scales, Sequence
 
 MIN_QUANTUM = 0.1  # seconds
 PATIENCE = 10_000_000_000  # nanoseconds
+WHOLE = 1.5  # chunks that all prompts together may have to be taken at once: a rest costs a batch of its own
 SHORT = 32  # rows that a prompt gets at least, when it gets any
 RESERVES_PER_QUANTUM = 10  # at most a tenth of the time goes into changing adapters
 
@@ -42,7 +43,7 @@ class Plan:
 
 @dataclass
 class Scheduler:
-    """`n_batch`: rows a batch may have. `n_chunk`: rows of prompts while others generate, so that they never wait
+    """`n_batch`: rows a batch may have. `n_chunk`: rows of prompts while others generate, so that they never wait much
     longer than for one such chunk."""
 
     n_batch: int = 512
@@ -86,13 +87,13 @@ class Scheduler:
 
     def rows(self, sequences: Many[Sequence]) -> list[tuple[Sequence, int]]:
         """One row for each that generates; what is left is split evenly among the prompts, shortest need first. Short
-        ones are taken whole, even a little beyond `n_chunk`, because a rest costs a batch of its own; but an even share
-        is kept for the eldest."""
+        ones are taken whole, even a little beyond `n_chunk`; but an even share is kept for the eldest."""
         generating = [s for s in sequences if s.generating][: self.n_batch]
         prompts = sorted((s for s in sequences if not s.generating), key=lambda s: (s.n_pending, s.arrived))
         chosen = [(s, 1) for s in generating]
         room = self.n_batch - len(generating)
-        budget = min(room, self.n_chunk) if generating else room
+        in_one = sum(s.n_pending for s in prompts) <= WHOLE * self.n_chunk
+        budget = room if in_one or not generating else min(room, self.n_chunk)
         eldest = min(prompts, key=lambda s: s.arrived, default=None)
         kept = budget // max(1, len(prompts))
         budget -= kept

@@ -90,8 +90,11 @@ def test_new_mixes_without_end_cannot_keep_one_request_waiting_for_ever(make: Ma
 
 def test_short_prompts_are_not_cut_for_a_few_rows(make: MakeSequence) -> None:
     scheduler = Scheduler(n_batch=512, n_chunk=128)
-    crowd = [make([1] * 21) for _ in range(7)]
-    assert [n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *crowd])] == [1] + [21] * 7
+    for n in (21, 27):
+        crowd = [make([1] * n) for _ in range(7)]
+        assert [n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *crowd])] == [1] + [n] * 7
+    many = [make([1] * 28) for _ in range(7)]  # beyond one chunk and a half
+    assert sum(n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *many])) < 1 + 7 * 28
 
 
 def test_short_prompts_leave_a_share_to_a_long_one_that_came_before(make: MakeSequence) -> None:
