@@ -16,6 +16,7 @@ FRESH = 1.0  # seconds after which a model's blobs are looked at again: somebody
 MAX_KNOWN = 256  # names, in all spellings that clients think of
 
 Stamp = tuple[int, int, int]  # another one for another file: inode, size, time of the last change
+_NOTHING: Stamp = (0, 0, 0)
 
 
 @dataclass
@@ -29,9 +30,10 @@ class Known:
     def is_current(self) -> bool:
         if _stamp(self.file) != self.stamp:
             return False
-        if (now := time.monotonic()) >= self.until:
-            self.until = now + FRESH
-            return all(_stamp(path) == stamp for path, stamp in self.blobs.items())
+        if time.monotonic() >= self.until:
+            if any(_stamp(path) != stamp for path, stamp in self.blobs.items()):
+                return False
+            self.until = time.monotonic() + FRESH
         return True
 
 
@@ -56,10 +58,7 @@ class Catalog:
 
     def _get(self, name: str) -> Known | None:
         known = self._known.get(name)
-        if known is not None and not known.is_current():
-            del self._known[name]
-            return None
-        return known
+        return known if known is not None and known.is_current() else None
 
     def _load(self, name: str) -> Known:
         file, stamp = Path(), _NOTHING
@@ -69,9 +68,6 @@ class Catalog:
         model = Model.load(self._store, name)
         blobs = {path: _stamp(path) for path in (model.base_path, *(adapter.path for adapter in model.adapters))}
         return Known(model, file, stamp, blobs, time.monotonic() + FRESH)
-
-
-_NOTHING: Stamp = (0, 0, 0)
 
 
 def _stamp(file: Path) -> Stamp:

@@ -101,6 +101,21 @@ def test_a_base_cut_short_is_noticed(store: Store, monkeypatch: pytest.MonkeyPat
     run(test())
 
 
+def test_a_model_whose_files_are_as_they_were_is_not_read_again(
+    store: Store, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, "one")
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
+
+    async def test() -> None:
+        known = Catalog(store)
+        for _ in range(3):
+            await known.model("tutor")
+
+    run(test())
+    assert loads == ["tutor"]
+
+
 def test_a_pinned_name_and_many_spellings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(store, "one")
     store.pin("tutor")

@@ -90,9 +90,9 @@ def test_new_mixes_without_end_cannot_keep_one_request_waiting_for_ever(make: Ma
 
 def test_short_prompts_are_not_cut_for_a_few_rows(make: MakeSequence) -> None:
     scheduler = Scheduler(n_batch=512, n_chunk=128)
-    for n in (21, 27):
-        crowd = [make([1] * n) for _ in range(7)]
-        assert [n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *crowd])] == [1] + [n] * 7
+    for length in (21, 27):
+        crowd = [make([1] * length) for _ in range(7)]
+        assert [n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *crowd])] == [1] + [length] * 7
     many = [make([1] * 28) for _ in range(7)]  # beyond one chunk and a half
     assert sum(n for _, n in scheduler.rows([make([1] * 9, done=8, generated=1), *many])) < 1 + 7 * 28
 
