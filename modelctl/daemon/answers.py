@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from modelctl.daemon.bodies import while_connected
 from modelctl.daemon.errors import ours
-from modelctl.daemon.protocol import PIPE, Pipe
+from modelctl.daemon.protocol import Pipe
 from modelctl.daemon.streams import Direct
 from modelctl.errors import ModelctlError
 from modelctl.runner.frames import Delta
@@ -77,7 +77,7 @@ class Answer:
         await while_connected(receive, work())
 
     def _direct(self, scope: Scope) -> Direct | None:
-        pipe: Pipe | None = scope.get("extensions", {}).get(PIPE)
+        pipe = Pipe.of(scope)
         if pipe is None:
             return None
 

@@ -7,10 +7,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from modelctl.daemon.protocol import Pipe
 from modelctl.errors import BadRequest, ModelctlError, TooLarge
 
 T = TypeVar("T")
@@ -34,13 +35,13 @@ async def read(request: Request, kind: type[T]) -> T:
     """
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedEncoding("compressed request bodies are not accepted", hint="send the JSON as it is")
+    _check_size(int(request.headers.get("content-length", 0)))  # the server has made sure that it is a number
+    pipe = Pipe.of(request.scope)
+    collected = _collect(request.receive)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            data = await _collect(request)
+        data = await (collected if pipe and pipe.has_all else asyncio.wait_for(collected, BODY_TIMEOUT))
     except TimeoutError:
         raise SlowClient(f"the request body did not arrive within {BODY_TIMEOUT:g} s") from None
-    except ClientDisconnect:
-        raise BadRequest("the request body ended early") from None
     if not data.strip():
         raise BadRequest("missing request body")
     return decode(data, kind)
@@ -56,11 +57,15 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise BadRequest("the request body is nested too deeply") from None
 
 
-async def _collect(request: Request) -> bytes:
+async def _collect(receive: Receive) -> bytes:
     data = bytearray()
-    _check_size(int(request.headers.get("content-length", 0)))  # the server has made sure that it is a number
-    async for part in request.stream():
-        data += part
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the request body ended early")
+        data += message.get("body", b"")
+        more = message.get("more_body", False)
         _check_size(len(data))
     return bytes(data)
 

@@ -6,7 +6,6 @@ import logging
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from modelctl import store
@@ -69,8 +68,3 @@ def error_response(path: str, error: Exception) -> Response:
     if isinstance(known, Busy):
         headers["Retry-After"] = RETRY_AFTER
     return Response(body, known.status, headers, "application/json")
-
-
-async def handle(request: Request, error: Exception) -> Response:
-    """Starlette's seam for exceptions."""
-    return error_response(request.url.path, error)

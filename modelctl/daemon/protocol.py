@@ -7,6 +7,7 @@ import asyncio
 import logging
 from typing import Any
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelctl.daemon.access_log import AccessLog
@@ -14,7 +15,7 @@ from modelctl.daemon.access_log import AccessLog
 log = logging.getLogger("modelctl.daemon")
 ACCESS_LOG = AccessLog("modelctl.access")
 
-PIPE = "modelctl.pipe"  # among the extensions of an ASGI scope
+_PIPE = "modelctl.pipe"  # among the extensions of an ASGI scope
 MAX_HEAD = 64 << 10  # bytes
 MAX_HEADERS = 100
 HEAD_TIMEOUT = 10.0  # seconds from the first byte of a connection; between requests the keep-alive time rules
@@ -58,12 +59,24 @@ class Together:
 
 
 class Pipe:
-    """The body of one streamed response, for pieces that are written at once. To pass a token on through the reader's
-    task and ASGI's coroutines costs more than all else the daemon does with it."""
+    """What ASGI does not tell of a request, and the body of its streamed response, for pieces that are written at once.
+    To pass a token on through the reader's task and ASGI's coroutines costs more than all else the daemon does with
+    it."""
 
     def __init__(self, cycle: RequestResponseCycle, transport: Together) -> None:
         self._cycle = cycle
         self._transport = transport
+
+    @staticmethod
+    def of(scope: Scope) -> Pipe | None:
+        """A request's; None under another server."""
+        pipe: Pipe | None = scope.get("extensions", {}).get(_PIPE)
+        return pipe
+
+    @property
+    def has_all(self) -> bool:
+        """The request's body has come to its end, though it may not have been read yet."""
+        return not self._cycle.more_body
 
     @property
     def is_open(self) -> bool:
@@ -122,7 +135,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":  # a proxy's form, whose host nobody would check
             raise BadHead
         super().on_headers_complete()
-        extensions: dict[str, Any] = {PIPE: Pipe(self.cycle, self._together)}
+        extensions: dict[str, Any] = {_PIPE: Pipe(self.cycle, self._together)}
         self.scope["extensions"] = extensions
 
     def _expect_head(self) -> None:

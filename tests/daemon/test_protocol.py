@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 
 from modelctl.daemon import protocol
-from modelctl.daemon.protocol import PIPE, LimitedProtocol, Pipe, Together
+from modelctl.daemon.protocol import Pipe, Together
+from tests.daemon.served import served
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -38,7 +35,7 @@ async def _serve_one_who_does_not_read() -> None:
         gone.set()
         await pouring
 
-    async with _served(endless) as (_, writer):
+    async with served(endless) as (_, writer):
         writer.write(REQUEST)
         await gone.wait()
 
@@ -51,7 +48,8 @@ async def _pipe_into_a_body() -> bytes:
     open_: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        pipe: Pipe = scope["extensions"][PIPE]
+        pipe = Pipe.of(scope)
+        assert pipe is not None
         open_.append(pipe.is_open)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
@@ -61,7 +59,7 @@ async def _pipe_into_a_body() -> bytes:
         await send({"type": "http.response.body", "body": b"d", "more_body": False})
         open_.append(pipe.is_open)
 
-    async with _served(app) as (reader, writer):
+    async with served(app) as (reader, writer):
         writer.write(REQUEST)
         body = b""
         await reader.readuntil(b"\r\n\r\n")
@@ -99,18 +97,3 @@ def test_what_is_written_in_one_turn_of_the_loop_is_one_packet_and_nothing_is_lo
 
     asyncio.run(write())
     assert sent == [b"head body", b"last", b"token", b"end", b"closed"]
-
-
-@asynccontextmanager
-async def _served(app: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server of `app`."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, ws="none", lifespan="off"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            server.should_exit = True
-            await serving

@@ -11,13 +11,12 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from modelctl.api import native, openai
 from modelctl.daemon.answers import Later
 from modelctl.daemon.bodies import read, reply
-from modelctl.daemon.routes import service
+from modelctl.daemon.routes import Route, service
 from modelctl.errors import BadRequest
 from modelctl.model import Model
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from modelctl.api import native
 from modelctl.daemon.answers import Answer, Mould, joined, timestamp
 from modelctl.daemon.bodies import read, reply
 from modelctl.daemon.errors import native_body
-from modelctl.daemon.routes import service
+from modelctl.daemon.routes import Route, service
 from modelctl.daemon.service import Job, Service, json_schema, logprobs, refuse_unsupported
 from modelctl.errors import BadRequest, ModelctlError
 from modelctl.model import Model

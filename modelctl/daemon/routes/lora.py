@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from modelctl.api import native
 from modelctl.daemon.bodies import read, reply
-from modelctl.daemon.routes import service
+from modelctl.daemon.routes import Route, service
 from modelctl.errors import BadRequest
 from modelctl.model import Model
 

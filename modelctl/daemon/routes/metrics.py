@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from modelctl.daemon.routes import service
+from modelctl.daemon.routes import Route, service
 
 
 async def metrics(request: Request) -> Response:

@@ -12,13 +12,12 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from modelctl import __version__, gguf_check
 from modelctl.api import native
 from modelctl.daemon.answers import timestamp
 from modelctl.daemon.bodies import read, reply
-from modelctl.daemon.routes import lora, service
+from modelctl.daemon.routes import Route, lora, service
 from modelctl.daemon.runners import Loaded
 from modelctl.errors import BadRequest, ModelctlError, NotFound
 from modelctl.model import Model, resolve

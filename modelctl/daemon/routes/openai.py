@@ -10,13 +10,12 @@ from typing import Any
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from modelctl.api import openai
 from modelctl.daemon.answers import Answer
 from modelctl.daemon.bodies import read, reply
-from modelctl.daemon.routes import service
+from modelctl.daemon.routes import Route, service
 from modelctl.daemon.service import Job, Service, json_schema, logprobs, refuse_unsupported
 from modelctl.daemon.sse import Sse
 from modelctl.errors import BadRequest
