@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from modelctl.runner import llama
 from modelctl.runner.joined import B, Layout, Part, Source, join, needs_padding
 from modelctl.runner.layout import N_IDLE, layout
+from modelctl.runner.llama.base import hash_order
 from modelctl.runner.mask import factors_of, owners_of
 from modelctl.runner.mixed import KEEP, Mixed, StepTimes, arrange, is_faster
 from modelctl.runner.sequence import Scales
@@ -81,8 +82,8 @@ def test_the_faster_way_is_taken_with_hysteresis() -> None:
 
 
 def test_llama_cpp_walks_adapters_newest_first_unless_buckets_collide() -> None:
-    assert llama.hash_order([1, 2, 3]) == [2, 1, 0]
-    assert llama.hash_order([1, 2, 14]) == [1, 2, 0], "14 and 1 share a bucket: they stay together"
+    assert hash_order([1, 2, 3]) == [2, 1, 0]
+    assert hash_order([1, 2, 14]) == [1, 2, 0], "14 and 1 share a bucket: they stay together"
 
 
 def test_large_contexts_share_their_cells() -> None:
@@ -137,9 +138,9 @@ def test_the_common_factor_goes_into_b_only_where_that_is_exact(
 
 
 def requantised(base: Path, target: Path, ftype: int) -> Path:
-    params = llama.lib.llama_model_quantize_default_params()
+    params = lib.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = ftype, True
-    assert llama.lib.llama_model_quantize(str(base).encode(), str(target).encode(), ctypes.byref(params)) == 0
+    assert lib.llama_model_quantize(str(base).encode(), str(target).encode(), ctypes.byref(params)) == 0
     return target
 
 
@@ -152,9 +153,9 @@ def crowd(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.T
         case "Q4_1":
             model = base
         case "Q4_0":
-            model = requantised(base, folder / "base.gguf", llama.lib.LLAMA_FTYPE_MOSTLY_Q4_0)
+            model = requantised(base, folder / "base.gguf", lib.LLAMA_FTYPE_MOSTLY_Q4_0)
         case "F16":
-            model = requantised(base, folder / "base.gguf", llama.lib.LLAMA_FTYPE_MOSTLY_F16)
+            model = requantised(base, folder / "base.gguf", lib.LLAMA_FTYPE_MOSTLY_F16)
         case _:
             model = mixture(folder / "base.gguf")
             attention, all_modules = ("attn_q", "output"), ("attn", "ffn_gate_exps", "ffn_up_exps", "token_embd")
