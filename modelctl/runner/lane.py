@@ -257,8 +257,8 @@ class Lane:
         sequence.n_generated += 1
         self.counts["generated"] += 1
         text = sequence.text.feed(self.base.piece(token))
-        if sequence.n_logprobs >= 0:
-            sequence.logprobs = [logprobs.of(self.base, logits, token, sequence.n_logprobs)]
+        if (n_top := sequence.sampling.logprobs) >= 0:
+            sequence.logprobs = [logprobs.of(self.base, logits, token, n_top)]
         return self._delta(sequence, text, now)
 
     def _delta(self, sequence: Sequence, text: str, now: int) -> Delta | None:

@@ -34,7 +34,6 @@ class Sequence:
     n_cached: int = 0
     n_generated: int = 0
     n_endless: int = 0  # tokens before which it may not end by itself
-    n_logprobs: int = -1  # see Sampling.logprobs
     started: int = 0  # ns, when first planned
     first: int = 0  # ns, when the prompt was through
     cancelled: bool = False
@@ -43,7 +42,6 @@ class Sequence:
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
         self.n_endless = sys.maxsize if self.sampling.ignore_eos else self.sampling.min_tokens
-        self.n_logprobs = self.sampling.logprobs
 
     @property
     def n_pending(self) -> int:
