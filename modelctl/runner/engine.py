@@ -19,6 +19,7 @@ import numpy as np
 from modelctl.errors import BadRequest, LoadFailed, ModelctlError
 from modelctl.runner.cache import PrefixCache
 from modelctl.runner.embed import Embedder
+from modelctl.runner.exact import ExactLane
 from modelctl.runner.frames import (
     AdapterFile,
     Attach,
@@ -36,7 +37,7 @@ from modelctl.runner.frames import (
     Step,
 )
 from modelctl.runner.joined import Joined, Source, needs_padding, pad
-from modelctl.runner.lane import ExactLane, Lane
+from modelctl.runner.lane import Lane
 from modelctl.runner.layout import layout, total_memory
 from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload, gomp_parallel, op_number
 from modelctl.runner.mask import Masker
