@@ -179,12 +179,12 @@ class _Batch:
         self._seq_pointers = self._seq.ctypes.data + 4 * np.arange(n_rows, dtype=np.uint64)
         self.native = lib.llama_batch(
             n_tokens=0,
-            token=_pointer(self._token, ctypes.c_int32),
+            token=self._token.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             embd=None,
-            pos=_pointer(self._pos, ctypes.c_int32),
-            n_seq_id=_pointer(self._n_seq, ctypes.c_int32),
-            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._wanted, ctypes.c_int8),
+            pos=self._pos.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._n_seq.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._seq_pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
     def fill(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], wanted: Sequence[int]) -> None:
@@ -194,7 +194,3 @@ class _Batch:
         self._seq[:n] = seqs
         self._wanted[:n] = wanted
         self.native.n_tokens = n
-
-
-def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
