@@ -249,17 +249,15 @@ def free_port() -> int:
 @contextlib.contextmanager
 def both(m: Models, **settings: Any) -> Iterator[tuple[Ours, Peer]]:
     """The two servers on the same models, warmed up with one short answer each."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         ours = Ours(m, folder, **settings)
+        stack.callback(ours.stop)
         peer = Peer(m, folder, **settings)
-        try:
-            for server in (ours, peer):
-                asyncio.run(server.ask("Hello", 4))
-            yield ours, peer
-        finally:
-            ours.stop()
-            peer.stop()
+        stack.callback(peer.stop)
+        for server in (ours, peer):
+            asyncio.run(server.ask("Hello", 4))
+        yield ours, peer
 
 
 def compare(ours: Server, peer: Server, run: Callable[[Server, int], dict[str, float]], rounds: int) -> None:
