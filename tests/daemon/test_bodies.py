@@ -42,16 +42,13 @@ async def _body_of(pieces: Sequence[bytes], length: int, leave: bool) -> str:
         await send({"type": "http.response.body", "body": b""})
 
     async with served(app) as (_, writer):
-        head, *rest = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length, *pieces
-        if rest and not leave:
-            writer.write(head + rest.pop(0))
-        else:
-            writer.write(head)
+        head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length
+        first, *rest = pieces or [b""]
+        writer.write(head + first)
         for piece in rest:
             await asyncio.sleep(0.02)
             writer.write(piece)
         if leave:
-            await writer.drain()
             writer.close()
         return (await got).text
 
