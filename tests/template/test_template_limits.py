@@ -13,7 +13,7 @@ import hostile
 import pytest
 
 from modelctl.errors import ModelctlError
-from modelctl.template import Conversation, Message, TemplateLimit, load, time_limit
+from modelctl.template import Conversation, Message, TemplateLimit, limits, load, time_limit
 
 HERE = Path(__file__).parent
 CHAT = Conversation([Message("user", "hi")])
@@ -84,6 +84,19 @@ def test_the_alarm_is_put_back() -> None:
         load(None, gguf_template="x").render(CHAT)
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_ring_on_the_way_out_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RING_AGAIN", 2e-5)
+    before, caught = signal.getsignal(signal.SIGALRM), []
+    for _ in range(300):
+        with pytest.raises(TemplateLimit) as stopped, time_limit(1e-6):
+            while True:
+                limits.tick()
+        caught.append(stopped.value)  # and with it every frame it came through
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        limits.tick()
 
 
 def test_time_limits_nest() -> None:
