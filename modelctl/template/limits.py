@@ -72,10 +72,11 @@ def _alarm(seconds: float) -> Iterator[None]:
         yield
         return
     cpu_end, wall_end = time.thread_time() + seconds, time.monotonic() + seconds * WALL_FACTOR
+    armed = True
 
     def ring(_signal: int, frame: FrameType | None) -> None:
         # Raised on the way in or out of the `with`, the error would keep what follows here from being run.
-        if frame is not None and frame.f_globals["__name__"] in _PASSAGES:
+        if not armed or (frame is not None and frame.f_globals["__name__"] in _PASSAGES):
             return
         if time.thread_time() >= cpu_end or time.monotonic() > wall_end:
             _too_slow(seconds)
@@ -86,5 +87,6 @@ def _alarm(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        armed = False  # one that rang before the timer stopped may be heard in a module that is called here
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
