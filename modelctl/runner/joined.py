@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +52,15 @@ class Layout:
     parts: tuple[Part, ...]
     is_expert: bool = False
 
+    @property
+    def rank(self) -> int:
+        return self.parts[-1].stop
+
+    def window(self, digests: Container[str]) -> tuple[int, int]:
+        """The rows from the first of these adapters to the last; of some adapter, where there is none of them."""
+        used = [part for part in self.parts if part.digest in digests] or self.parts[:1]
+        return used[0].start, used[-1].stop
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -69,7 +78,7 @@ class Joined:
 
     @property
     def rank(self) -> int:
-        return max((layout.parts[-1].stop for layout in self.layouts.values()), default=0)
+        return max((layout.rank for layout in self.layouts.values()), default=0)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -25,7 +25,6 @@ from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
 
 Fail = Callable[[Sequence, ModelctlError], None]
-N_NATIVE = 64  # rows of one mix that are worth changing the adapters for, amid mixed batches
 N_MIXES_COUNTED = 1000  # scales are floats: there is no end of mixes, so the oldest counts go
 
 
@@ -181,16 +180,13 @@ class Lane:
         return [Plan(plan.scales, tuple(rows)) for rows in batches]
 
     def _set_mix(self, plan: Plan, wanted: list[int]) -> None:
-        scales = plan.scales
-        if scales is None and len(wanted) >= N_NATIVE and len(set(plan.mixes)) == 1:
-            scales = plan.mixes[0]
-        if scales is None:
+        if plan.scales is None:
             assert self.mixed is not None
             self.mixed.enter(plan.mixes, wanted)
         else:
             if self.mixed is not None:
                 self.mixed.leave()
-            self.context.set_mix(scales)
+            self.context.set_mix(plan.scales)
 
     def _decode(self, plan: Plan) -> tuple[Plan, list[tuple[Sequence, int]]]:
         """Decode the plan, making room as needed. Returns what was decoded in the end, and the batch rows whose

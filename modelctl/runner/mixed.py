@@ -101,7 +101,7 @@ def _levels(orders: Sequence[Sequence[str]], kind: Callable[[str], Hashable]) ->
     else:
         return None
     groups: dict[tuple[int, str], list[str]] = {}
-    for digest in sorted(level):
+    for digest in level:  # those of now side by side: what lies between those in use is computed too
         groups.setdefault((level[digest], repr(kind(digest))), []).append(digest)
     return tuple(tuple(groups[key]) for key in sorted(groups))
 
@@ -235,7 +235,7 @@ class Mixed:
             self._sources[digest] = Source(digest, self._paths[digest])
         known = self._sources
         groups = arrange(orders, lambda d: known[d].kind, lambda d: known[d].max_rank, self.max_rank)
-        if groups == self.groups:
+        if list(map(frozenset, groups)) == list(map(frozenset, self.groups)):
             return []
         joined = [join([known[d] for d in group]) for group in groups]
         give_back()
@@ -325,7 +325,7 @@ class Mixed:
         self._context.watch(True)
         self._context.set_mix(self._mix)
         self._masker.prepare(rows, wanted)
-        self._context.ask(self._masker.stops)
+        self._context.ask(self._masker.asks)
 
     def leave(self) -> None:
         """The next decode is native, once its mix is set."""

@@ -25,7 +25,7 @@ from tests.runner.tiny_models import mixture, random_adapter
 CATS = "Tell me about cats."
 
 
-# which adapters are joined
+# which adapters are joined, and how much of that is computed
 
 
 def arranged(*orders: str, kinds: dict[str, str] | None = None, max_rank: int = 1000) -> list[str]:
@@ -53,6 +53,15 @@ def test_kinds_are_not_joined() -> None:
 def test_the_rank_is_bounded() -> None:
     assert arranged("a", "b", "c", max_rank=32) == ["ab"]
     assert arranged("abc", "a", max_rank=32) == ["a"]
+
+
+def test_the_window_reaches_from_the_first_adapter_in_use_to_the_last() -> None:
+    layout = Layout((Part("a", 0, 16, 32.0), Part("b", 16, 48, 32.0), Part("c", 48, 64, 32.0)))
+    assert layout.window({"a", "b", "c", "else"}) == (0, 64)
+    assert layout.window({"b"}) == (16, 48)
+    assert layout.window({"c", "b"}) == (16, 64)
+    assert layout.window({"a", "c"}) == (0, 64)
+    assert layout.window({"else"}) == (0, 16), "a product must have some rows; they are masked"
 
 
 # when it is the faster way
@@ -238,37 +247,59 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> N
             assert np.array_equal(ours[s], theirs[s]), f"{mix}: off by {np.abs(ours[s] - theirs[s]).max()}"
 
 
-def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
-    """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that stop
-    llama.cpp."""
-    mixed, context = mixed_of(crowd), crowd.engine.shared.context
-    plain: list[Scales] = [(("a", 1.0),), (("b", 1.0),), (), (("c", 1.0),)]
-    settle(mixed, plain)
-    assert all(map(mixed.covers, plain))
-    n = len(plain)
-    odd: list[Scales] = [tuple((name, 0.7) for name, _ in mix) for mix in plain]
-    crowds = [
-        (odd if step == 3 else plain)[step % n :] + (odd if step == 3 else plain)[: step % n] for step in range(6)
-    ]
-    reserves, stops = [], []
+def assert_as_native(harness: Harness, crowds: Sequence[Sequence[Scales]]) -> list[bool]:
+    """One graph for a prompt and for each step under these mixes: every logit is that of native batches. Whether
+    llama.cpp had to call back at each."""
+    mixed, context = mixed_of(harness), harness.engine.shared.context
+    n, n_steps = len(crowds[0]), len(crowds) - 1
+    reserves, asks = [], []
 
     def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
         mixed.enter(tuple(crowds[step][s] for s in seqs), wanted)
-        stops.append(mixed._masker.stops)
+        asks.append(mixed._masker.asks)
         reserves.append(context.n_reserves)
 
-    masked = decoded(crowd, n, enter, n_steps=5)
+    masked = decoded(harness, n, enter, n_steps=n_steps)
     assert not mixed.problem
     assert len(set(reserves)) == 1
     assert context._watch is not None
     assert context._watch._scheduler, "llama.cpp's scheduler was not found, so it asks about every node"
-    if not any(layout.is_expert for joined in mixed._joined for layout in joined.layouts.values()):
-        assert stops == [False, False, False, True, False, False]
     mixed.leave()
     for s in range(n):
-        native = decoded(crowd, n, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=5)  # type: ignore[misc]
+        native = decoded(harness, n, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=n_steps)  # type: ignore[misc]
         for step, (ours, theirs) in enumerate(zip(masked, native, strict=True)):
             assert np.array_equal(ours[s], theirs[s]), f"step {step}: off by {np.abs(ours[s] - theirs[s]).max()}"
+    return asks
+
+
+def has_experts(mixed: Mixed) -> bool:
+    return any(layout.is_expert for joined in mixed._joined for layout in joined.layouts.values())
+
+
+def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
+    """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that stop
+    llama.cpp."""
+    plain: list[Scales] = [(("a", 1.0),), (("b", 1.0),), (), (("c", 1.0),)]
+    settle(mixed_of(crowd), plain)
+    assert all(map(mixed_of(crowd).covers, plain))
+    odd: list[Scales] = [tuple((name, 0.7) for name, _ in mix) for mix in plain]
+    turns = [(odd if step == 3 else plain) for step in range(6)]
+    asks = assert_as_native(crowd, [mixes[step % 4 :] + mixes[: step % 4] for step, mixes in enumerate(turns)])
+    if not has_experts(mixed_of(crowd)):
+        assert asks[1:] == [False, False, True, False, False]
+
+
+def test_a_graph_that_is_used_again_computes_what_is_in_use(crowd: Harness) -> None:
+    """Narrower and wider again: adapters at either end of what is joined, in its middle, none, all; and one whose scale
+    stops llama.cpp."""
+    a, b, c, g = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("g", 0.7),))
+    mixes: list[Scales] = [a, b, c, g]
+    settle(mixed_of(crowd), mixes)
+    assert all(map(mixed_of(crowd).covers, mixes))
+    crowds: list[list[Scales]] = [[c, c], [a, b], [b, b], [(), a], [(), ()], [c, a], [c, c], [g, c], [b, b], [b, ()]]
+    asks = assert_as_native(crowd, crowds)
+    if not has_experts(mixed_of(crowd)):
+        assert asks[-1] is False, "the same adapters are in use as in the step before"
 
 
 # in the engine
