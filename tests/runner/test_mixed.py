@@ -302,6 +302,18 @@ def test_a_graph_that_is_used_again_computes_what_is_in_use(crowd: Harness) -> N
         assert asks[-1] is False, "the same adapters are in use as in the step before"
 
 
+def test_a_matrix_that_is_looked_up_is_cut_too(tmp_path: Path) -> None:
+    model = mixture(tmp_path / "base.gguf")
+    modules = ("token_embd", "attn_q")
+    made = {name: random_adapter(model, tmp_path / f"{name}.gguf", i, modules=modules) for i, name in enumerate("ab")}
+    harness = Harness(model, made, exact=False, mixed="always", n_ctx=128)
+    a, b = ((("a", 1.0),), (("b", 1.0),))
+    settle(mixed_of(harness), [a, b])
+    assert [len(group) for group in mixed_of(harness).groups] == [2]
+    assert_as_native(harness, [[a, b], [b, b], [a, a], [b, ()], [a, b]])
+    harness.close()
+
+
 # in the engine
 
 
