@@ -274,7 +274,7 @@ class Engine:
         context.set_threads(1)  # thousands of tiny products: threads would only wait for each other
         context.set_mix(tuple((d, 1.0) for d in digests))
         self._probe()
-        context.set_threads(self.shared.threads.n)
+        context.set_threads(self.n_threads)
         return bool(np.isfinite(context.logits(2)).all())
 
     def _probe(self) -> None:

@@ -75,6 +75,7 @@ class Lane:
             started = time.perf_counter()
         if (plan := self._plan) is not None:
             n_reserves = self.context.n_reserves
+            self.context.set_threads(self.threads.n if plan.generates else self.threads.n_max)
             deltas += self._advance()
             now = time.perf_counter()
             self.scheduler.charge(plan, now - started)
@@ -111,7 +112,7 @@ class Lane:
             self.scheduler.reserve_cost += 0.2 * (extra - self.scheduler.reserve_cost)
         else:
             self.times.learn(masked, rows, seconds, now)
-            self.context.set_threads(self.threads.record((masked, rows), seconds, now))
+            self.threads.record((masked, rows), seconds, now)
 
     def _n_rows(self, plan: Plan) -> int:
         """Of the batch: with more of them a step takes longer."""

@@ -1,9 +1,12 @@
-"""How many threads to decode with. Pure: the clock comes in as arguments.
+"""How many threads to generate with. Pure: the clock comes in as arguments.
 
-A decode is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other and take up
-to twice as long as one alone. So the count follows what is measured: now and then a few steps are tried with one thread
-fewer or more, and the faster count stays. A try that loses ends at its first slow step, and tries get rarer; steps that
-are suddenly slower than those of the same shape used to be bring one at once.
+A step that generates is a chain of barriers: with one core busy elsewhere, two threads on two cores wait for each other
+and take up to twice as long as one alone. So the count follows what is measured: now and then a few steps are tried
+with one thread fewer or more, and the faster count stays; steps that are suddenly slower than those of the same shape
+used to be bring a try at once. All threads are the rule. A try with fewer ends at its first slow step, and tries get
+rarer; one with more counts as a whole, since a core that was busy a moment ago makes a slow step now and then.
+
+Prompts take all threads always: between two barriers they compute for so long that a busy core costs nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from collections.abc import Hashable
 from statistics import fmean
 
 N_TRIAL = 8  # steps a try lasts, and a mean is taken over: beside a busy core, every other step may be a fast one
-BETTER = 0.93  # a try must beat the present count by this factor
+BETTER = 0.93  # a try with fewer threads must beat the present count by this factor
 SLOWDOWN = 1.5  # this much slower than the best seen: something else wants the cores
 SOONEST, USUAL, LATEST = 0.5, 2.0, 30.0  # seconds between tries
+LATEST_BACK = 10.0  # with fewer threads than all
 
 
 class Threads:
@@ -71,8 +75,12 @@ class Threads:
 
     def _judge(self, seconds: float, now: float) -> None:
         self._trial.append(seconds)
-        usual, is_first = fmean(self._recent), len(self._trial) == 1
-        good = seconds < (SLOWDOWN if is_first else BETTER) * usual  # the first step wakes or parks threads
+        usual = fmean(self._recent)
+        first, *others = self._trial  # the first wakes or parks threads
+        if self.n > self._home:
+            good = sum(others) <= N_TRIAL * usual
+        else:
+            good = max(others, default=0.0) < BETTER * usual and first < SLOWDOWN * usual
         if good and len(self._trial) <= N_TRIAL:
             return
         if good:
@@ -83,7 +91,7 @@ class Threads:
             self.n = self._home
             self._best[self._shape] = usual  # it is slow whatever the count
             self._direction = -self._direction
-            self._interval = min(2 * self._interval, LATEST)
+            self._interval = min(2 * self._interval, LATEST_BACK if self.reduced else LATEST)
         self._last, self._next = now, now + self._interval
 
     def _neighbour(self) -> int:

@@ -6,12 +6,14 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from modelctl.errors import BadRequest, LoadFailed
 from modelctl.runner.frames import AdapterFile, Attach, Attached, Embed, Embedded, Failed, Remix, Stats, StatsReply
+from modelctl.runner.threads import Threads
 from modelctl.template.conversation import Message
 from tests.runner.harness import Harness, Mix
 
@@ -364,3 +366,20 @@ def test_remix_goes_on_under_the_new_mix(engine: Harness, cold: Harness) -> None
     assert not whole[len(before) :].isupper()
     (sequence,) = [s for s in [engine.done[ident]] if s.reason in ("stop", "length")]
     assert sequence.eval_tokens > 5
+
+
+def test_prompts_are_computed_with_all_threads(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(base, {}, exact=False)
+    lane = harness.engine.shared
+    lane.threads = Threads(2)
+    lane.threads.n = lane.threads._home = 1  # as beside a busy core
+    decode, seen = lane.context.decode, []
+
+    def recording(tokens: list[int], *rest: Any) -> bool:
+        seen.append((len(tokens) > 1, lane.context._n_threads))
+        return decode(tokens, *rest)
+
+    monkeypatch.setattr(lane.context, "decode", recording)
+    harness.ask(CATS, n=4)
+    harness.close()
+    assert seen == [(True, 2), (False, 1), (False, 1), (False, 1)]

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 
-from modelctl.runner.threads import LATEST, Threads
+from modelctl.runner.threads import LATEST, LATEST_BACK, Threads
 
 
 def run(threads: Threads, seconds: float, cost: Callable[[int], float], start: float = 0.0) -> list[int]:
@@ -40,6 +41,23 @@ def test_a_busy_core_costs_a_thread_at_once_and_an_idle_one_brings_it_back() -> 
     counts = run(threads, 2 * LATEST, idle, start=15)
     assert threads.n == 2
     assert counts.count(2) > len(counts) / 2
+
+
+def test_a_slow_step_now_and_then_does_not_keep_a_thread_away() -> None:
+    threads = Threads(2)
+    run(threads, 10, busy)
+    assert threads.reduced
+    steps = count()
+    counts = run(threads, 2 * LATEST_BACK, lambda n: 0.015 if n == 2 and next(steps) % 3 else 0.027, start=10)
+    assert counts[-100:].count(2) > 90
+
+
+def test_tries_of_more_threads_cost_little_beside_a_busy_core() -> None:
+    threads = Threads(2)
+    run(threads, 20, busy)
+    counts = run(threads, 120, busy, start=20)
+    lost = counts.count(2) * (busy(2) - busy(1))
+    assert lost < 0.03 * 120
 
 
 @pytest.mark.parametrize("n_max", [3, 4])
