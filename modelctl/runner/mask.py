@@ -70,8 +70,8 @@ class Masker:
         self._n_rows = n_rows
         self._mul, self._scale = op_number("MUL"), op_number("SCALE")
         self._joined: Sequence[Joined] = ()
-        self._weights: dict[int, Weight] = {}  # by their addresses
-        self._views: dict[int, Weight] = {}  # by their views' addresses
+        self._weights: list[Weight] = []
+        self._at: dict[int, Weight] = {}  # by their addresses, and by those of their views
         self._masks: dict[Layout, tuple[Mask, Mask]] = {}  # [n_rows, rank] each: for all rows, for the outputs
         self._tensors: dict[tuple[Layout, int], Any] = {}  # masks as llama.cpp sees them, by their number of tokens
         self._windows: dict[Layout, tuple[int, int]] = {}  # the rows that products are computed of
@@ -90,13 +90,11 @@ class Masker:
         try:
             source = _pointer(node + _SOURCE).value
             if not ask:
-                self._multiply(node, self._views[source])
+                self._multiply(node, self._at[source])
             elif self._learning >= 0:
                 self._learn(source)
-            elif (weight := self._weights.get(source)) is not None:
-                self._adopt(node, weight)
-            elif (weight := self._views.get(source)) is not None:
-                return self._adapt(node, weight)
+            elif (weight := self._at.get(source)) is not None:
+                return self._adapt(node, weight) if source == weight.view else self._adopt(node, weight)
             elif self._product and source == self._product:
                 self._product = 0
                 return self._insert_mask(node, source) in self._factors
@@ -104,8 +102,9 @@ class Masker:
             self._failure = f"masking failed: {error}"
         return not ask
 
-    def _adopt(self, node: int, weight: Weight) -> None:
-        """A product with A or B in a new graph takes the view for its weight."""
+    def _adopt(self, node: int, weight: Weight) -> bool:
+        """A product with A or B in a new graph takes the view for its weight. Whether to stop after it: not before its
+        mask is there."""
         self._was_asked = True
         _pointer(node + _SOURCE).value = weight.view
         if not weight.is_b:
@@ -114,6 +113,7 @@ class Masker:
             raise ValueError("a product of B is not scaled")
         else:
             self._product = node
+        return False
 
     def _adapt(self, node: int, weight: Weight) -> bool:
         """The same in a graph that is used again, perhaps for other windows. Whether to stop after it."""
@@ -136,7 +136,7 @@ class Masker:
 
     def _insert_mask(self, scale: int, product: int) -> Weight:
         """From A x -> B A x -> scale to A x -> mask -> B. Whose B."""
-        delta, weight = _pointer(product + _SOURCE + 8).value, self._views[_pointer(product + _SOURCE).value]
+        delta, weight = _pointer(product + _SOURCE + 8).value, self._at[_pointer(product + _SOURCE).value]
         in_place = _pointer(scale + _DATA).value == _pointer(product + _DATA).value
         unscaled = ctypes.string_at(scale + _PARAMS, len(_UNSCALED)) == _UNSCALED
         if _int32(scale + _OP).value != self._scale or not (in_place and unscaled):
@@ -184,7 +184,7 @@ class Masker:
     def use(self, joined: Sequence[Joined]) -> None:
         """Other adapters are attached: every address may mean something else now."""
         self._joined = joined
-        for known in (self._weights, self._views, self._masks, self._tensors, self._windows, self._factors):
+        for known in (self._weights, self._at, self._masks, self._tensors, self._windows, self._factors):
             known.clear()
         self._rows = self._outputs = ()
 
@@ -193,7 +193,7 @@ class Masker:
         self._learning = index
         decode()
         self._learning = -1
-        known = {(w.name, w.is_b) for w in self._weights.values() if w.joined == index}
+        known = {(w.name, w.is_b) for w in self._weights if w.joined == index}
         return known == {(name, is_b) for name in self._joined[index].layouts for is_b in (False, True)}
 
     def in_order(self, decode: Callable[[], None]) -> bool:
@@ -209,13 +209,14 @@ class Masker:
 
     def _learn(self, address: int) -> None:
         if self._learning == len(self._joined):
-            self._seen += [self._weights[address]] if address in self._weights else []
-        elif address:
+            self._seen += [self._at[address]] if address in self._at else []
+        elif address and address not in self._at:
             name = ctypes.string_at(address + _NAME).decode(errors="replace")
             layout = self._joined[self._learning].layouts.get(name[: -len(A)])
             if layout is not None and name.endswith((A, B)):
                 weight = Weight(address, self._learning, name[: -len(A)], layout, is_b=name.endswith(B))
-                self._weights[address] = self._views[weight.view] = weight
+                self._weights.append(weight)
+                self._at[address] = self._at[weight.view] = weight
                 self._add_mask(layout)
 
     def _add_mask(self, layout: Layout) -> None:
@@ -238,7 +239,7 @@ class Masker:
         self._cut({digest for scales in rows for digest, _ in scales})
         made: dict[tuple[Layout, float], tuple[Mask, Mask] | None] = {}
         self._factors = {}
-        for weight in filter(attrgetter("is_b"), self._weights.values()):
+        for weight in filter(attrgetter("is_b"), self._weights):
             layout, factor = weight.layout, self._joined[weight.joined].factor
             if (layout, factor) not in made:
                 both = factors_of(layout, self._rows, factor), factors_of(layout, outputs, factor)
@@ -251,7 +252,7 @@ class Masker:
         windows = {layout: layout.window(digests) for layout in self._masks}
         if windows != self._windows:
             self._windows, self._is_cut_anew, self._was_asked = windows, True, False
-            for weight in self._weights.values():
+            for weight in self._weights:
                 weight.cut(*windows[weight.layout])
 
     @property
