@@ -7,6 +7,10 @@ the very core that the one it waits for needs, and a step takes seconds.
 llama.cpp leaves this to OpenMP, and GNU's libgomp spins long, 300,000 times, unless it manages more threads than there
 are processors; then 100 times (its manual, GOMP_SPINCOUNT). So, while the machine is busy, there is a team of threads
 that do nothing but sleep.
+
+The machine is busy when our threads wait for a processor. One that decodes with fewer threads than it could does not
+wait, though something else has the other core; then it is busy as long as no core idles. It must not be called busy for
+longer: without spinning more threads are slow, so a thread that was given up would never be missed.
 """
 
 from __future__ import annotations
@@ -23,16 +27,17 @@ Parallel = Callable[..., Any]  # (a C function, its argument, threads, flags)
 INTERVAL = 0.25  # seconds between looks
 BUSY = 0.2  # threads, on average, that could run but wait for a processor
 IDLE = 0.1
+ROOM = 0.5  # processors, on average, that had nothing to do: one more thread could run
 
 
 class Spin:
     """Looks from a thread of its own: when spinning goes wrong, a step takes seconds. Nobody looks while nothing is
     decoded. Without libgomp, as on a Mac, there is nothing to do."""
 
-    def __init__(self, parallel: Parallel | None, crowded: Callable[[], bool]) -> None:
-        """`parallel`: libgomp's GOMP_parallel. `crowded`: whether the machine is known to be busy otherwise; asked for
-        on that thread."""
-        self._crowded = crowded
+    def __init__(self, parallel: Parallel | None, reduced: Callable[[], bool]) -> None:
+        """`parallel`: libgomp's GOMP_parallel. `reduced`: whether fewer threads decode than could; asked on that
+        thread."""
+        self._reduced = reduced
         self._sleepers: Sleepers | None = None
         self._is_decoding, self._is_closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,12 +60,11 @@ class Spin:
 
     def _look(self, parallel: Parallel) -> None:
         while self._is_decoding.wait() and not self._is_closed.is_set():
-            before, started = seconds_waited(), time.perf_counter()
+            waited, idled = Rate(seconds_waited), Rate(seconds_idle)
             while self._is_decoding.is_set() and not self._is_closed.wait(INTERVAL):
-                after, now = seconds_waited(), time.perf_counter()
-                waiting = (after - before) / (now - started)
-                self._shorten(parallel, self._crowded() or waiting > (IDLE if self.is_short else BUSY))
-                before, started = after, now
+                waiting, room = waited.lately(), idled.lately()
+                is_full = self._reduced() and room < ROOM
+                self._shorten(parallel, is_full or waiting > (IDLE if self.is_short else BUSY))
         self._shorten(parallel, False)
 
     def _shorten(self, parallel: Parallel, on: bool) -> None:
@@ -76,6 +80,19 @@ class Spin:
         self._is_decoding.set()
         if self._thread is not None:
             self._thread.join()
+
+
+class Rate:
+    """How fast something grows, per second, from one look to the next."""
+
+    def __init__(self, total: Callable[[], float]) -> None:
+        self._total = total
+        self._before = total(), time.perf_counter()
+
+    def lately(self) -> float:
+        before, started = self._before
+        now, at = self._before = self._total(), time.perf_counter()
+        return (now - before) / max(at - started, 1e-9)
 
 
 class Sleepers:
@@ -108,9 +125,21 @@ def seconds_waited() -> float:
     return waited / 1e9 if ran else time.perf_counter()
 
 
-def _read(path: str) -> bytes:
+def seconds_idle() -> float:
+    """In which the processors that this process may use had nothing to do, all in all; 0 where nobody counts."""
+    allowed = {b"cpu%d" % cpu for cpu in os.sched_getaffinity(0)}
+    ticks = 0
+    with suppress(OSError, ValueError):
+        for line in _read("/proc/stat", 1 << 16).splitlines():
+            name, *counts = line.split()
+            if name in allowed:
+                ticks += int(counts[3]) + int(counts[4])  # idle, and so waiting for a disk
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read(path: str, size: int = 100) -> bytes:
     file = os.open(path, os.O_RDONLY)
     try:
-        return os.read(file, 100)
+        return os.read(file, size)
     finally:
         os.close(file)

@@ -4,7 +4,8 @@ A step that generates is a chain of barriers: with one core busy elsewhere, two 
 and take up to twice as long as one alone. So the count follows what is measured: now and then a few steps are tried
 with one thread fewer or more, and the faster count stays; steps that are suddenly slower than those of the same shape
 used to be bring a try at once. All threads are the rule. A try with fewer ends at its first slow step, and tries get
-rarer; one with more counts as a whole, since a core that was busy a moment ago makes a slow step now and then.
+rarer; it must win twice, since now and then a machine stands still for a moment, and whatever comes after looks fast.
+One with more counts as a whole, since a core that was busy a moment ago makes a slow step now and then.
 
 Prompts take all threads always: between two barriers they compute for so long that a busy core costs nothing.
 """
@@ -32,6 +33,7 @@ class Threads:
         self._trial: list[float] = []
         self._home = self.n  # the count to return to when a try loses
         self._direction = -1  # of the next try
+        self._has_won = False  # the last try, with fewer threads, once
         self._interval = USUAL
         self._next = 0.0
         self._last = 0.0  # when a try ended
@@ -83,6 +85,12 @@ class Threads:
             good = max(others, default=0.0) < BETTER * usual and first < SLOWDOWN * usual
         if good and len(self._trial) <= N_TRIAL:
             return
+        if good and self.n < self._home and not self._has_won:
+            self.n, self._has_won = self._home, True
+            self._recent.clear()
+            self._last, self._next = now, now + SOONEST
+            return
+        self._has_won = False
         if good:
             self._home, self._interval = self.n, USUAL
             self._best.clear()

@@ -14,7 +14,7 @@ from modelctl.runner import spin
 from modelctl.runner.engine import Engine
 from modelctl.runner.frames import Load
 from modelctl.runner.llama import gomp_parallel
-from modelctl.runner.spin import Sleepers, Spin, seconds_waited
+from modelctl.runner.spin import Sleepers, Spin, seconds_idle, seconds_waited
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or gomp_parallel() is None, reason="libgomp")
 RIVAL = [sys.executable, "-c", "while True: pass"]
@@ -95,19 +95,37 @@ def test_a_busy_machine_is_noticed_and_an_idle_one_too() -> None:
         watch.close()
 
 
-def test_where_fewer_threads_are_faster_spins_are_short() -> None:
-    crowded = False
-    watch = Spin(gomp_parallel(), lambda: crowded)
+def test_with_fewer_threads_spins_are_short_only_while_no_processor_idles() -> None:
+    """Else the one that was given up would look slow for ever, and never come back."""
+    watch = Spin(gomp_parallel(), lambda: True)
+    rivals = [subprocess.Popen(RIVAL) for _ in os.sched_getaffinity(0)]
     try:
-        crowded = True
         sleep(0.5)
         assert not watch.is_short, "nobody looks while nothing is decoded"
         watch.decoding(True)
         wait_for(lambda: watch.is_short, "short spins")
-        crowded = False
+        for rival in rivals:
+            rival.kill()
         wait_for(lambda: not watch.is_short, "long spins again")
     finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
         watch.close()
+
+
+def test_idle_seconds_are_counted_of_all_processors_that_may_be_used() -> None:
+    before = seconds_idle()
+    sleep(1)
+    assert 0 <= seconds_idle() - before < 1.5 * len(os.sched_getaffinity(0))
+
+
+def test_where_nobody_counts_no_processor_idles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str, size: int = 0) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(spin, "_read", missing)
+    assert seconds_idle() == 0
 
 
 def test_an_engine_leaves_no_thread_behind(base: Path) -> None:
