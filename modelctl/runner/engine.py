@@ -154,8 +154,9 @@ class Engine:
 
     def run(self) -> None:
         """Serve the inbox until it brings None."""
-        while self._take_work(wait=not self.busy):
-            self.step()
+        busy = False
+        while self._take_work(wait=not busy):
+            busy = self.step()
 
     def _take_work(self, *, wait: bool) -> bool:
         """Handle what has arrived; `wait`: sleep until something has. False: stop."""
@@ -167,15 +168,16 @@ class Engine:
             wait = False
         return True
 
-    def step(self) -> None:
-        """One batch in each lane that has work, and one of embeddings."""
+    def step(self) -> bool:
+        """One batch in each lane that has work, and one of embeddings. Whether there is more to do."""
         self.spin.decoding(True)
         deltas = [delta for lane in self.lanes if lane.busy for delta in lane.step()]
         if deltas:
             self._emit(Step(deltas))
         if self._embedding:
             self._embed_next()
-        self.spin.decoding(self.busy)
+        self.spin.decoding(busy := self.busy)
+        return busy
 
     def handle(self, work: Work) -> None:
         for lane in self.lanes:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence as Many
 
 from modelctl.errors import LoadFailed
-from modelctl.runner.lane import Lane
+from modelctl.runner.lane import Lane, Logits
 from modelctl.runner.scheduler import Plan
 from modelctl.runner.sequence import Sequence
 
@@ -69,6 +66,5 @@ class ExactLane(Lane):
         if not self.context.decode(tokens, positions, slots, [int(wanted)] * self.n_rows):
             raise LoadFailed("the deterministic context is full")
 
-    def _logits(self, wanted: list[tuple[Sequence, int]]) -> Iterable[npt.NDArray[np.float32]]:
-        logits = self.context.logits(self.n_rows)
-        return [logits[row] for _, row in wanted]
+    def _logits(self, wanted: list[tuple[Sequence, int]]) -> tuple[Logits, Many[int]]:
+        return self.context.logits(self.n_rows), [row for _, row in wanted]

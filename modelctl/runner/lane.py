@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from math import isfinite
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
 
 Fail = Callable[[Sequence, ModelctlError], None]
+Logits = npt.NDArray[np.float32]
 N_MIXES_COUNTED = 1000  # scales are floats: there is no end of mixes, so the oldest counts go
 
 
@@ -161,7 +163,7 @@ class Lane:
                 continue
             self.counts["steps"] += 1
             self.counts["mixed_steps"] += done.scales is None
-            self.counts["rows"] += sum(n for _, n in done.rows)
+            self.counts["rows"] += done.n_rows
             deltas += self._sample(wanted)
         return deltas
 
@@ -230,26 +232,40 @@ class Lane:
         return Plan(plan.scales, rows)
 
     def _sample(self, wanted: list[tuple[Sequence, int]]) -> list[Delta]:
+        """Choose the next token of each of these sequences; what that adds to their texts."""
         if not wanted:
             return []
         now = time.perf_counter_ns()
-        rows = zip(wanted, self._logits(wanted), strict=True)
-        deltas = (self._next(sequence, row, logits, now) for (sequence, row), logits in rows)
-        return [delta for delta in deltas if delta is not None]
+        logits, places = self._logits(wanted)
+        deltas: list[Delta] = []
+        for (sequence, _), i, token in zip(wanted, places, self._choose(wanted, logits, places), strict=True):
+            if not isfinite(logits.item(i, token)):
+                self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
+            elif (delta := self._say(sequence, token, logits, i, now)) is not None:
+                deltas.append(delta)
+        return deltas
 
-    def _logits(self, wanted: list[tuple[Sequence, int]]) -> Iterable[npt.NDArray[np.float32]]:
-        """[n_vocab] for each of these."""
-        return self.context.logits(len(wanted))
+    def _logits(self, wanted: list[tuple[Sequence, int]]) -> tuple[Logits, Many[int]]:
+        """[n_outputs, n_vocab], and where in it the rows of these are."""
+        return self.context.logits(len(wanted)), range(len(wanted))
 
-    def _next(self, sequence: Sequence, row: int, logits: npt.NDArray[np.float32], now: int) -> Delta | None:
-        """Sample one token of one sequence and say what it adds to its text."""
-        if sequence.n_generated < sequence.n_endless:
-            for token in self.base.eog:
-                logits[token] = -np.inf
-        token = sequence.sampler.sample(self.context, row, logits) if sequence.sampler else int(logits.argmax())
-        if not isfinite(logits.item(token)):
-            self._fail(sequence, LoadFailed("the model computed NaN", hint="check the scales of the mix"))
-            return None
+    def _choose(self, wanted: list[tuple[Sequence, int]], logits: Logits, places: Many[int]) -> list[int]:
+        likeliest: list[int] = []
+        tokens: list[int] = []
+        for (sequence, _), i in zip(wanted, places, strict=True):
+            if sequence.n_generated < sequence.n_endless:
+                for token in self.base.eog:
+                    logits[i, token] = -np.inf
+        for (sequence, row), i in zip(wanted, places, strict=True):
+            if sequence.sampler is not None:
+                tokens.append(sequence.sampler.sample(self.context, row, logits[i]))
+            else:
+                likeliest = likeliest or logits.argmax(axis=1).tolist()  # of all in one call
+                tokens.append(likeliest[i])
+        return tokens
+
+    def _say(self, sequence: Sequence, token: int, logits: Logits, i: int, now: int) -> Delta | None:
+        """What the next token of a sequence, of row `i`, adds to its text."""
         sequence.first = sequence.first or now
         if self.base.is_eog(token):
             sequence.logprobs = []
@@ -259,7 +275,7 @@ class Lane:
         self.counts["generated"] += 1
         text = sequence.text.feed(self.base.piece(token))
         if (n_top := sequence.sampling.logprobs) >= 0:
-            sequence.logprobs = [logprobs.of(self.base, logits, token, n_top)]
+            sequence.logprobs = [logprobs.of(self.base, logits[i], token, n_top)]
         return self._delta(sequence, text, now)
 
     def _delta(self, sequence: Sequence, text: str, now: int) -> Delta | None:

@@ -31,6 +31,10 @@ class Plan:
     rows: tuple[tuple[Sequence, int], ...]
 
     @cached_property
+    def n_rows(self) -> int:
+        return sum(n for _, n in self.rows)
+
+    @cached_property
     def generates(self) -> bool:
         """Whether it is one row for each sequence, as it is when all generate."""
         return all(n == 1 for _, n in self.rows)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 Parallel = Callable[..., Any]  # (a C function, its argument, threads, flags)
-INTERVAL = 0.25  # seconds between looks
+INTERVAL = 0.5  # seconds between looks, each of which costs as much as several tokens
 BUSY = 0.2  # threads, on average, that could run but wait for a processor
 IDLE = 0.1
 ROOM = 0.5  # processors, on average, that had nothing to do: one more thread could run
@@ -62,8 +62,8 @@ class Spin:
         while self._is_decoding.wait() and not self._is_closed.is_set():
             waited, idled = Rate(seconds_waited), Rate(seconds_idle)
             while self._is_decoding.is_set() and not self._is_closed.wait(INTERVAL):
-                waiting, room = waited.lately(), idled.lately()
-                is_full = self._reduced() and room < ROOM
+                waiting = waited.lately()
+                is_full = self._reduced() and idled.lately() < ROOM
                 self._shorten(parallel, is_full or waiting > (IDLE if self.is_short else BUSY))
         self._shorten(parallel, False)
 

@@ -53,13 +53,16 @@ class Harness:
 
     def _record(self, lane: Lane) -> None:
         """Keep every row of logits that a token is sampled from."""
-        next_token = lane._next
+        sample = lane._sample
 
-        def recording(sequence: Sequence, row: int, logits: npt.NDArray[np.float32], now: int) -> Delta | None:
-            self.logits.setdefault(sequence.id, []).append(logits.copy())
-            return next_token(sequence, row, logits, now)
+        def recording(wanted: list[tuple[Sequence, int]]) -> list[Delta]:
+            if wanted:
+                logits, places = lane._logits(wanted)
+                for (sequence, _), i in zip(wanted, places, strict=True):
+                    self.logits.setdefault(sequence.id, []).append(logits[i].copy())
+            return sample(wanted)
 
-        lane._next = recording  # type: ignore[method-assign]
+        lane._sample = recording  # type: ignore[method-assign]
 
     def _collect(self, frame: FromRunner) -> None:
         match frame:
