@@ -36,7 +36,7 @@ from modelctl.runner.frames import (
     StatsReply,
     Step,
 )
-from modelctl.runner.joined import Joined, Source, needs_padding, pad
+from modelctl.runner.joined import MemoryFile, Source, needs_padding, pad
 from modelctl.runner.lane import Lane
 from modelctl.runner.layout import layout, total_memory
 from modelctl.runner.llama import SEQ_MAX, Base, Context, EvalCallback, can_offload, gomp_parallel, op_number
@@ -68,7 +68,7 @@ class Engine:
         self._contexts: list[Context] = []
         self.spin = Spin(gomp_parallel(), lambda: any(lane.threads.reduced for lane in self.lanes))
         self._paths: dict[str, str] = {}  # of the attached adapters, by digest
-        self._padded: dict[str, Joined] = {}  # of these, by digest, the copies with a suitable rank
+        self._padded: dict[str, MemoryFile] = {}  # of these, by digest, the copies with a suitable rank
         try:
             self.shared = self._shared_lane()
             self.attach(load.adapters)

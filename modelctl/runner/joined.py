@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,26 +62,43 @@ class Layout:
         return used[0].start, used[-1].stop
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A GGUF adapter in memory, which lives until `close`. `factor` is what B was multiplied by: what llama.cpp
-    would multiply by at scale 1, where that is one power of two for all parts, else 1."""
+class MemoryFile:
+    """A file in memory-backed storage, which lives until `close`."""
 
-    fd: int
-    digests: tuple[str, ...]
-    layouts: Mapping[str, Layout]  # name of the base's tensor -> who owns what
-    factor: float
+    def __init__(self, name: str) -> None:
+        """Raises `LoadFailed` where the system has none."""
+        try:
+            self._fd = os.memfd_create(name)
+        except (OSError, AttributeError) as error:
+            raise LoadFailed(f"no memory file for a {name}: {error}") from None
 
     @property
     def path(self) -> str:
-        return f"/proc/self/fd/{self.fd}"
+        return f"/proc/self/fd/{self._fd}"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A GGUF adapter in memory. `factor` is what B was multiplied by: what llama.cpp would multiply by at scale 1,
+    where that is one power of two for all parts, else 1. `spare`: another one, of zeros for the same tensors; its nodes
+    in llama.cpp's graphs are there to be changed into what is missing."""
+
+    file: MemoryFile
+    spare: MemoryFile
+    digests: tuple[str, ...]
+    layouts: Mapping[str, Layout]  # name of the base's tensor -> who owns what
+    factor: float
 
     @property
     def rank(self) -> int:
         return max((layout.rank for layout in self.layouts.values()), default=0)
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close()
+        self.spare.close()
 
 
 class Source:
@@ -148,8 +165,10 @@ def join(sources: Sequence[Source]) -> Joined:
     factor = _common_factor(interned, [data for name, data, _ in tensors if name.endswith(B)])
     if factor != 1:
         tensors = [(name, data * data.dtype.type(factor) if name.endswith(B) else data, t) for name, data, t in tensors]
-    fd = _write("joined-adapter", sources[0].architecture, 0.0, tensors)
-    return Joined(fd, tuple(s.digest for s in sources), layouts, factor)
+    architecture = sources[0].architecture
+    file = _write("joined-adapter", architecture, 0.0, tensors)
+    spare = _write("spare-adapter", architecture, 0.0, [zeros for name in names for zeros in _zeros(name, sources)])
+    return Joined(file, spare, tuple(s.digest for s in sources), layouts, factor)
 
 
 def give_back() -> None:
@@ -170,7 +189,7 @@ def needs_padding(path: str) -> bool:
     return plain and len(ranks) == 1 and ranks.pop() % PAD != 0
 
 
-def pad(source: Source) -> Joined:
+def pad(source: Source) -> MemoryFile:
     """An adapter that `needs_padding` with zeros up to a rank that can be joined. alpha grows with the rank, so that
     alpha / rank stays."""
     rank = source.max_rank
@@ -181,8 +200,16 @@ def pad(source: Source) -> Joined:
         tensors.append((name + A, np.pad(a, ((0, n_more), (0, 0))), None))
         tensors.append((name + B, np.pad(b, ((0, 0), (0, n_more))), None))
     alpha = source.alpha * (rank + n_more) / rank
-    fd = _write("padded-adapter", source.architecture, alpha, tensors)
-    return Joined(fd, (source.digest,), {}, 1.0)
+    return _write("padded-adapter", source.architecture, alpha, tensors)
+
+
+def _zeros(name: str, sources: Sequence[Source]) -> Iterator[tuple[str, npt.NDArray[Any], Any]]:
+    """A and B of rank 1 for one of the base's tensors."""
+    source = next(source for source in sources if name + A in source.tensors)
+    for suffix, axis in ((A, 0 if name == EMBEDDING else 1), (B, 0)):
+        shape = [int(n) for n in source.tensors[name + suffix].shape]
+        shape[axis] = 1
+        yield name + suffix, np.zeros(shape[::-1], np.float16), None
 
 
 def _layout(name: str, owners: Sequence[Source]) -> Layout:
@@ -221,16 +248,15 @@ def _is_exact(b: npt.NDArray[Any], factor: np.floating[Any]) -> bool:
         return bool((b * factor / factor == b).all())
 
 
-def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]) -> int:
-    """A GGUF adapter in memory-backed storage; its file descriptor. alpha 0: llama.cpp takes the scale as it is."""
+def _write(
+    name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]
+) -> MemoryFile:
+    """A GGUF adapter in memory. alpha 0: llama.cpp takes the scale as it is."""
     import gguf
 
+    file = MemoryFile(name)
     try:
-        fd = os.memfd_create(name)
-    except (OSError, AttributeError) as error:
-        raise LoadFailed(f"no memory file for a joined adapter: {error}") from None
-    try:
-        writer = gguf.GGUFWriter(Path(f"/proc/self/fd/{fd}"), architecture)
+        writer = gguf.GGUFWriter(Path(file.path), architecture)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
@@ -241,6 +267,6 @@ def _write(name: str, architecture: str, alpha: float, tensors: Sequence[tuple[s
         writer.write_tensors_to_file()
         writer.close()
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
-    return fd
+    return file

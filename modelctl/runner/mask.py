@@ -1,20 +1,24 @@
 """Masks what joined adapters add, token by token, while llama.cpp computes.
 
-llama.cpp asks the callback about every node of a graph before it computes it. What an adapter adds to a product is four
-nodes: A x, B A x, that times a scale, and the sum with W x. Joined adapters run at scale 1, so the third has nothing to
-do, and its place is used: B A x becomes A x times a mask, and the scale becomes B times that. A graph is used for many
-steps and so is changed once; another crowd of the same size is other numbers in the same mask.
+llama.cpp asks the callback about every node of a graph before it computes it. What an adapter adds to a product W x is
+four nodes: A x, B A x, that times a scale, and the sum with W x. A joined adapter is followed by a spare one of zeros,
+which makes four more. These eight are changed into
 
-The mask is 1 where the rows of A are those of the token's own adapter, 0 elsewhere. Where a token wants another scale
-than B holds already, the callback stops llama.cpp after B's product and multiplies. Each of these is exact, so the bits
-are those of a batch that runs under one mix.
+    A x,  A x times a mask,  B times that,  that times factors,  nothing,  nothing,  nothing,  the sum with W x
+
+once for each graph. A graph is used for many steps, and another crowd of the same size is other numbers in the same
+mask and the same factors.
+
+The mask is 1 where the rows of A are those of the token's own adapter, 0 elsewhere. The factors are the scale of the
+token's mix, as far as B does not hold it already; where it does for all tokens, there is nothing to multiply. Each of
+these is exact, so the bits are those of a batch that runs under one mix.
 
 What no token of a batch asks for need not be computed: instead of A and B, the products get views of them, from the
 first adapter in use to the last.
 
-Weights are recognised by their address: they stay where they are as long as they are loaded, so one look into a table
-decides. About two thousand questions a graph, at a third of a microsecond; none for a graph that is used again, unless
-there is something to multiply, or other rows are in use.
+A is recognised by its address: weights stay where they are as long as they are loaded, so one look into a table
+decides. About three thousand questions a graph, at a third of a microsecond; none for a graph that is used again,
+unless other rows are in use, or there are factors for the first time.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Container, Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,25 +44,46 @@ _int32 = ctypes.c_int32.from_address
 _int64 = ctypes.c_int64.from_address
 _pointer = ctypes.c_uint64.from_address
 _UNSCALED = struct.pack("<2f", 1.0, 0.0)  # op_params of a scale node that changes nothing: scale, bias
+_F32 = 0  # GGML_TYPE_F32
+_N_NODES = 8  # of a joined adapter and its spare at one product
 
 Mask = npt.NDArray[np.float32]
+Both = tuple[Mask, Mask]  # for all rows of a batch, and for its outputs: the last layer drops the other rows
 
 
-class Weight:
-    """A or B of a joined adapter, and a view of it: the rows that a batch needs, which products take instead."""
+class Unexpected(Exception):
+    """llama.cpp's graph is not what it is taken for; nothing was changed in it."""
 
-    def __init__(self, tensor: int, joined: int, name: str, layout: Layout, *, is_b: bool) -> None:
-        """`tensor`: its address. `joined`: which of the adapters that are attached. `name`: of the base's tensor."""
-        self.joined, self.name, self.layout, self.is_b = joined, name, layout, is_b
+
+class View:
+    """Of a weight: the rows that a batch needs, which its product takes instead."""
+
+    def __init__(self, tensor: int, axis: int) -> None:
+        """`tensor`: its address. `axis`: which counts its rows."""
         self._view = ctypes.create_string_buffer(ctypes.string_at(tensor, _SIZE), _SIZE)
-        self.view = ctypes.addressof(self._view)
-        self._axis = 0 if is_b or name == EMBEDDING else 1  # that counts rows: A is [n_in, rank], B is [rank, n_out]
+        self.address = ctypes.addressof(self._view)
+        self._axis = axis
         self._data = _pointer(tensor + _DATA).value
-        self._stride = _int64(tensor + _STRIDES + 8 * self._axis).value
+        self._stride = _int64(tensor + _STRIDES + 8 * axis).value
 
     def cut(self, start: int, stop: int) -> None:
-        _int64(self.view + _NE + 8 * self._axis).value = stop - start
-        _pointer(self.view + _DATA).value = self._data + start * self._stride
+        _int64(self.address + _NE + 8 * self._axis).value = stop - start
+        _pointer(self.address + _DATA).value = self._data + start * self._stride
+
+
+class Weights:
+    """A and B of a joined adapter for one of the base's tensors, views of them, and A and B of its spare."""
+
+    def __init__(self, addresses: Sequence[int], name: str, layout: Layout, factor: float) -> None:
+        """`addresses`: of the four, in this order. `factor`: what B was multiplied by."""
+        self.a, self.b, self.spare_a, self.spare_b = addresses
+        self.layout, self.factor = layout, factor
+        self.view_a = View(self.a, 0 if name == EMBEDDING else 1)  # A is [n_in, rank], B is [rank, n_out]
+        self.view_b = View(self.b, 0)
+
+    def cut(self, start: int, stop: int) -> None:
+        self.view_a.cut(start, stop)
+        self.view_b.cut(start, stop)
 
 
 class Masker:
@@ -68,203 +92,218 @@ class Masker:
     def __init__(self, n_rows: int, op_number: Callable[[str], int]) -> None:
         """`n_rows`: of the largest batch. `op_number`: of a ggml operation, by its name."""
         self._n_rows = n_rows
-        self._mul, self._scale = op_number("MUL"), op_number("SCALE")
+        self._none, self._add, self._mul, self._scale = map(op_number, ("NONE", "ADD", "MUL", "SCALE"))
         self._joined: Sequence[Joined] = ()
-        self._weights: list[Weight] = []
-        self._at: dict[int, Weight] = {}  # by their addresses, and by those of their views
-        self._masks: dict[Layout, tuple[Mask, Mask]] = {}  # [n_rows, rank] each: for all rows, for the outputs
-        self._tensors: dict[tuple[Layout, int], Any] = {}  # masks as llama.cpp sees them, by their number of tokens
+        self._weights: list[Weights] = []
+        self._at: dict[int, Weights] = {}  # by the addresses of A and of its view
+        self._masks: dict[Layout, Both] = {}  # [n_rows, rank] each
+        self._factors: dict[tuple[Layout, float], Both] = {}  # [n, 1] each; none where all are 1
+        self._spread: dict[tuple[Layout, float, int, bool], Mask] = {}  # the same for n_out columns: [n_rows, n_out]
+        self._tensors: dict[object, Any] = {}  # masks and factors as llama.cpp sees them
         self._windows: dict[Layout, tuple[int, int]] = {}  # the rows that products are computed of
-        self._is_cut_anew = False  # so the graph, if it is used again, has other shapes
-        self._was_asked = False  # since then: the graph has these
-        self._factors: dict[Weight, tuple[Mask, Mask]] = {}  # what B's products are still to be multiplied by
+        self._is_stale = False  # what graphs were changed into is not what is needed now
         self._rows: tuple[Scales, ...] = ()
         self._outputs: tuple[Scales, ...] = ()
-        self._product = 0  # the node of B A x that was asked about last, when it is to be changed
-        self._learning = -1
-        self._seen: list[Weight] = []
+        self._nodes: list[int] = []  # of one product, until all are there
+        self._sources: list[int] | None = None  # of all nodes, while addresses are learned
+        self._learned: list[dict[str, int]] = []  # of each adapter in turn, its tensors' addresses
         self._failure = ""
 
     def callback(self, node: int, ask: bool, _data: object) -> bool:
         """ggml_backend_sched_eval_callback."""
         try:
-            source = _pointer(node + _SOURCE).value
-            if not ask:
-                self._multiply(node, self._at[source])
-            elif self._learning >= 0:
-                self._learn(source)
-            elif (weight := self._at.get(source)) is not None:
-                return self._adapt(node, weight) if source == weight.view else self._adopt(node, weight)
-            elif self._product and source == self._product:
-                self._product = 0
-                return self._insert_mask(node, source) in self._factors
+            if self._nodes:
+                self._nodes.append(node)
+                if len(self._nodes) == _N_NODES:
+                    self._change(self._nodes)
+                    self._nodes = []
+            elif self._sources is not None:
+                self._sources.append(_pointer(node + _SOURCE).value)
+            elif _pointer(node + _SOURCE).value in self._at:
+                self._nodes = [node]
         except Exception as error:  # ctypes would print it, and llama.cpp go on with what is not masked
-            self._failure = f"masking failed: {error}"
+            self._failure, self._nodes = f"masking failed: {error}", []
         return not ask
 
-    def _adopt(self, node: int, weight: Weight) -> bool:
-        """A product with A or B in a new graph takes the view for its weight. Whether to stop after it: not before its
-        mask is there."""
-        self._was_asked = True
-        _pointer(node + _SOURCE).value = weight.view
-        if not weight.is_b:
-            self._reshape(node, *self._windows[weight.layout])
-        elif self._product:
-            raise ValueError("a product of B is not scaled")
-        else:
-            self._product = node
-        return False
+    def _change(self, nodes: Sequence[int]) -> None:
+        weights = self._at[_source(nodes[0])]
+        if _source(nodes[0]) == weights.a:
+            self._check(nodes, weights)
+            self._convert(nodes, weights)
+        self._fit(nodes, weights)
+        self._is_stale = False
 
-    def _adapt(self, node: int, weight: Weight) -> bool:
-        """The same in a graph that is used again, perhaps for other windows. Whether to stop after it."""
-        self._was_asked = True
-        if not weight.is_b:
-            if self._is_cut_anew:
-                self._reshape(node, *self._windows[weight.layout])
-            return False
-        if self._is_cut_anew:
-            product = _pointer(node + _SOURCE + 8).value
-            delta = _pointer(product + _SOURCE).value
-            ctypes.memmove(product + _NE, delta + _NE, _N_SHAPE)
-            _pointer(product + _SOURCE + 8).value = self._tensor(weight.layout, delta)
-        return weight in self._factors
-
-    def _reshape(self, delta: int, start: int, stop: int) -> None:
-        """A x of these rows, in memory that has room for all."""
-        shape = (stop - start, *(_int64(delta + _NE + 8 * i).value for i in (1, 2, 3)))
-        struct.pack_into("<8q", (ctypes.c_char * _N_SHAPE).from_address(delta + _NE), 0, *shape, *_strides(shape))
-
-    def _insert_mask(self, scale: int, product: int) -> Weight:
-        """From A x -> B A x -> scale to A x -> mask -> B. Whose B."""
-        delta, weight = _pointer(product + _SOURCE + 8).value, self._at[_pointer(product + _SOURCE).value]
-        in_place = _pointer(scale + _DATA).value == _pointer(product + _DATA).value
+    def _check(self, nodes: Sequence[int], weights: Weights) -> None:
+        """That these are the nodes of a joined adapter and its spare, and share memory as is taken for granted."""
+        delta, product, scale, total, zero, zeros, scaled, last = nodes
+        ends = (
+            *map(_source, (product, scale, zero, zeros, scaled, last)),
+            *map(_second, (product, total, zeros, last)),
+        )
+        known = (weights.b, product, weights.spare_a, weights.spare_b, zeros, total, delta, scale, zero, scaled)
+        ops = [_int32(node + _OP).value for node in (scale, total, last)]
         unscaled = ctypes.string_at(scale + _PARAMS, len(_UNSCALED)) == _UNSCALED
-        if _int32(scale + _OP).value != self._scale or not (in_place and unscaled):
-            raise ValueError("llama.cpp adds adapters in another way than expected")
-        mask = self._tensor(weight.layout, delta)
-        _int32(scale + _OP).value = _int32(product + _OP).value
-        ctypes.memmove(scale + _PARAMS, product + _PARAMS, _N_PARAMS)
-        ctypes.memmove(scale + _SOURCE, product + _SOURCE, _N_SOURCES)
-        _pointer(scale + _SOURCE + 8).value = product
-        _int32(product + _OP).value = self._mul
-        ctypes.memset(product + _PARAMS, 0, _N_PARAMS)
-        ctypes.memset(product + _SOURCE, 0, _N_SOURCES)
-        _pointer(product + _SOURCE).value, _pointer(product + _SOURCE + 8).value = delta, mask
-        ctypes.memmove(product + _NE, delta + _NE, _N_SHAPE)
-        _pointer(product + _DATA).value = _pointer(delta + _DATA).value
-        return weight
+        in_place = _data(scale) == _data(product) and _data(last) == _data(_source(total))
+        if ends != known or ops != [self._scale, self._add, self._add] or not (unscaled and in_place):
+            raise Unexpected("llama.cpp adds adapters in another way than expected")
 
-    def _tensor(self, layout: Layout, delta: int) -> int:
-        """The mask for A x, `delta`, as llama.cpp sees it: [rank, n_tokens]; [rank, 1, n_tokens] where a token has
-        several experts. Some mask there must be, whatever is wrong: products whose shapes differ end the process."""
+    def _convert(self, nodes: Sequence[int], weights: Weights) -> None:
+        delta, product, scale, total, *spare, last = nodes
+        for part, size in ((_OP, 4), (_PARAMS, _N_PARAMS), (_SOURCE, _N_SOURCES)):
+            ctypes.memmove(scale + part, product + part, size)
+        _pointer(delta + _SOURCE).value = weights.view_a.address
+        _pointer(scale + _SOURCE).value, _pointer(scale + _SOURCE + 8).value = weights.view_b.address, product
+        _pointer(last + _SOURCE).value = _source(total)
+        for node, first in ((product, delta), (total, scale)):
+            ctypes.memset(node + _PARAMS, 0, _N_PARAMS)
+            ctypes.memset(node + _SOURCE, 0, _N_SOURCES)
+            _int32(node + _OP).value = self._mul
+            _pointer(node + _SOURCE).value = first
+            _pointer(node + _DATA).value = _data(first)
+        for node in spare:
+            _int32(node + _OP).value = self._none
+
+    def _fit(self, nodes: Sequence[int], weights: Weights) -> None:
+        """To what is in use now."""
+        delta, product, scale, total, *_, last = nodes
+        layout = weights.layout
         n_tokens = _int64(delta + _NE + 8 * (1 + layout.is_expert)).value
-        if n_tokens not in (len(self._rows), len(self._outputs)):  # where the last layer drops the other rows
+        if n_tokens not in (len(self._rows), len(self._outputs)):
             self._failure = f"masking failed: a result of {n_tokens} tokens in a batch of {len(self._rows)}"
-        mask = self._masks[layout][n_tokens != len(self._rows)]
         start, stop = self._windows[layout]
-        tensor = self._tensors.get((layout, n_tokens))
-        if tensor is None:
-            tensor = self._tensors[layout, n_tokens] = ctypes.create_string_buffer(ctypes.string_at(delta, _OP), _SIZE)
-        shape = (stop - start, 1, n_tokens, 1) if layout.is_expert else (stop - start, n_tokens, 1, 1)
-        # Of all its columns those in the window, so a row is as long as it is in `mask`.
-        struct.pack_into("<8q", tensor, _NE, *shape, *_strides((layout.rank, *shape[1:])))
-        _pointer(ctypes.addressof(tensor) + _DATA).value = mask.ctypes.data + 4 * start
-        return ctypes.addressof(tensor)
+        shape = (stop - start, *(_int64(delta + _NE + 8 * i).value for i in (1, 2, 3)))
+        for node in (delta, product):  # in memory that has room for all rows
+            struct.pack_into("<8q", (ctypes.c_char * _N_SHAPE).from_address(node + _NE), 0, *shape, *_strides(shape))
+        _pointer(product + _SOURCE + 8).value = self._mask(layout, n_tokens, start, stop)
+        multiplied = (layout, weights.factor) in self._factors
+        _int32(total + _OP).value = self._mul if multiplied else self._none
+        _pointer(last + _SOURCE + 8).value = total if multiplied else scale
+        if multiplied:
+            _pointer(total + _SOURCE + 8).value = self._factor(weights, n_tokens, _int64(scale + _NE).value)
 
-    def _multiply(self, node: int, weight: Weight) -> None:
-        """A finished product of B, by the factors of its tokens."""
-        width, n_each, n_tokens = (_int64(node + _NE + 8 * i).value for i in range(3))
-        if not weight.layout.is_expert:
-            n_each, n_tokens = n_tokens, n_each
-        factors = self._factors[weight][n_tokens != len(self._rows)]
-        data = (ctypes.c_float * width * n_each * n_tokens).from_address(_pointer(node + _DATA).value)
-        product = np.ctypeslib.as_array(data)
-        np.multiply(product, factors[:, None], product)
+    def _mask(self, layout: Layout, n_tokens: int, start: int, stop: int) -> int:
+        """Some mask there must be, whatever is wrong: products whose shapes differ end the process."""
+        mask = self._masks[layout][self._are_outputs(n_tokens)]
+        return self._tensor(layout, mask, n_tokens, start, stop, layout.is_expert)
+
+    def _factor(self, weights: Weights, n_tokens: int, n_out: int) -> int:
+        layout, are_outputs = weights.layout, self._are_outputs(n_tokens)
+        key = (layout, weights.factor, n_out, are_outputs)
+        if key not in self._spread:
+            self._spread[key] = np.empty((self._n_rows, n_out), np.float32)  # costs what is written of it
+            self._spread_out(key)
+        return self._tensor(key, self._spread[key], n_tokens, 0, n_out, layout.is_expert)
+
+    def _spread_out(self, key: tuple[Layout, float, int, bool]) -> None:
+        layout, factor, _, are_outputs = key
+        if (layout, factor) in self._factors:
+            column = self._factors[layout, factor][are_outputs]
+            self._spread[key][: len(column)] = column
+
+    def _are_outputs(self, n_tokens: int) -> bool:
+        return n_tokens != len(self._rows)
+
+    def _tensor(self, key: object, data: Mask, n_tokens: int, start: int, stop: int, is_expert: bool) -> int:
+        """Columns `start` to `stop` of the first `n_tokens` rows, as llama.cpp sees them: [columns, n_tokens], or
+        [columns, 1, n_tokens] where a token has several experts."""
+        tensor = self._tensors.get((key, n_tokens))
+        if tensor is None:
+            tensor = self._tensors[key, n_tokens] = ctypes.create_string_buffer(_SIZE)
+            ctypes.memmove(tensor, next(iter(self._at)), _NE)  # for the buffer that ggml looks for
+            _int32(ctypes.addressof(tensor)).value = _F32
+        shape = (stop - start, 1, n_tokens, 1) if is_expert else (stop - start, n_tokens, 1, 1)
+        struct.pack_into("<8q", tensor, _NE, *shape, *_strides((data.shape[1], *shape[1:])))
+        _pointer(ctypes.addressof(tensor) + _DATA).value = data.ctypes.data + 4 * start
+        return ctypes.addressof(tensor)
 
     def use(self, joined: Sequence[Joined]) -> None:
         """Other adapters are attached: every address may mean something else now."""
         self._joined = joined
-        for known in (self._weights, self._at, self._masks, self._tensors, self._windows, self._factors):
+        for known in (self._weights, self._at, self._masks, self._factors, self._spread, self._tensors, self._windows):
             known.clear()
+        self._learned.clear()
         self._rows = self._outputs = ()
 
-    def learn(self, index: int, decode: Callable[[], None]) -> bool:
-        """Find the weights of joined adapter `index` in a decode under it alone. False: not all were seen."""
-        self._learning = index
-        decode()
-        self._learning = -1
-        known = {(w.name, w.is_b) for w in self._weights if w.joined == index}
-        return known == {(name, is_b) for name in self._joined[index].layouts for is_b in (False, True)}
+    def learn(self, decode: Callable[[], None]) -> bool:
+        """Find the weights of the next adapter in a decode under it alone: of each joined one, then of its spare.
+        False: not all were seen."""
+        named = ((ctypes.string_at(at + _NAME).decode(errors="replace"), at) for at in self._all_sources(decode) if at)
+        found = {name: at for name, at in named if name.endswith((A, B))}
+        self._learned.append(found)
+        joined = self._joined[(len(self._learned) - 1) // 2]
+        if found.keys() != {name + suffix for name in joined.layouts for suffix in (A, B)}:
+            return False
+        if len(self._learned) % 2 == 0:
+            of_joined, of_spare = self._learned[-2:]
+            for name, layout in joined.layouts.items():
+                four = [found[name + suffix] for found in (of_joined, of_spare) for suffix in (A, B)]
+                weights = Weights(four, name, layout, joined.factor)
+                self._weights.append(weights)
+                self._at[weights.a] = self._at[weights.view_a.address] = weights
+                if layout not in self._masks:
+                    empty = np.zeros((2, self._n_rows, layout.rank), np.float32)
+                    self._masks[layout] = (empty[0], empty[1])
+        return True
 
     def in_order(self, decode: Callable[[], None]) -> bool:
-        """Whether a decode under all adds the joined adapters to each of the base's tensors in their order."""
-        self._seen = []
-        self._learning = len(self._joined)
-        decode()
-        self._learning = -1
+        """Whether a decode under all adds them to each of the base's tensors in their order."""
+        names = {at: (name, i) for i, found in enumerate(self._learned) for name, at in found.items()}
         orders: dict[str, list[int]] = {}
-        for weight in self._seen:
-            orders.setdefault(weight.name, []).append(weight.joined)
+        for at in self._all_sources(decode):
+            if at in names:
+                orders.setdefault(names[at][0], []).append(names[at][1])
         return bool(orders) and all(order == sorted(order) for order in orders.values())
 
-    def _learn(self, address: int) -> None:
-        if self._learning == len(self._joined):
-            self._seen += [self._at[address]] if address in self._at else []
-        elif address and address not in self._at:
-            name = ctypes.string_at(address + _NAME).decode(errors="replace")
-            layout = self._joined[self._learning].layouts.get(name[: -len(A)])
-            if layout is not None and name.endswith((A, B)):
-                weight = Weight(address, self._learning, name[: -len(A)], layout, is_b=name.endswith(B))
-                self._weights.append(weight)
-                self._at[address] = self._at[weight.view] = weight
-                self._add_mask(layout)
-
-    def _add_mask(self, layout: Layout) -> None:
-        if layout not in self._masks:
-            empty = np.zeros((2, self._n_rows, layout.rank), np.float32)
-            self._masks[layout] = (empty[0], empty[1])
+    def _all_sources(self, decode: Callable[[], None]) -> list[int]:
+        """Of all nodes of a decode the first source, in their order."""
+        seen: list[int] = []
+        self._sources = seen
+        decode()
+        self._sources = None
+        return seen
 
     def prepare(self, rows: tuple[Scales, ...], wanted: Sequence[int]) -> None:
         """`rows[i]`: the mix of batch row i; `wanted[i]`: whether its logits are asked for."""
-        self._failure, self._product = "", 0
-        if self._was_asked:
-            self._is_cut_anew = False
+        self._failure, self._nodes = "", []
         outputs = rows if all(wanted) else tuple(itertools.compress(rows, wanted))
         if rows == self._rows and outputs == self._outputs:
             return
         self._rows, self._outputs = rows, outputs
         for layout, masks in self._masks.items():
-            for mask, chosen in zip(masks, (self._rows, outputs), strict=True):
+            for mask, chosen in zip(masks, (rows, outputs), strict=True):
                 mask[: len(chosen)] = owners_of(layout, chosen)
         self._cut({digest for scales in rows for digest, _ in scales})
-        made: dict[tuple[Layout, float], tuple[Mask, Mask] | None] = {}
-        self._factors = {}
-        for weight in filter(attrgetter("is_b"), self._weights):
-            layout, factor = weight.layout, self._joined[weight.joined].factor
-            if (layout, factor) not in made:
-                both = factors_of(layout, self._rows, factor), factors_of(layout, outputs, factor)
-                made[layout, factor] = None if all((one == 1).all() for one in both) else both
-            if (factors := made[layout, factor]) is not None:
-                self._factors[weight] = factors
+        self._multiply()
+
+    def _multiply(self) -> None:
+        """By what is not 1 for some row; where a graph does already, it goes on, until it is to be changed anyway."""
+        before, self._factors = self._factors.keys(), {}
+        for layout, factor in {(weights.layout, weights.factor) for weights in self._weights}:
+            both = factors_of(layout, self._rows, factor), factors_of(layout, self._outputs, factor)
+            is_used = (layout, factor) in before and not self._is_stale
+            if is_used or any((one != 1).any() for one in both):
+                self._factors[layout, factor] = both
+        self._is_stale = self._is_stale or self._factors.keys() != before
+        for key in self._spread:
+            self._spread_out(key)
 
     def _cut(self, digests: Container[str]) -> None:
         """Compute of what is joined the part in which these adapters are."""
         windows = {layout: layout.window(digests) for layout in self._masks}
         if windows != self._windows:
-            self._windows, self._is_cut_anew, self._was_asked = windows, True, False
-            for weight in self._weights:
-                weight.cut(*windows[weight.layout])
+            self._windows, self._is_stale = windows, True
+            for weights in self._weights:
+                weights.cut(*windows[weights.layout])
 
     @property
     def problem(self) -> str:
         """Why what was computed since `prepare` cannot be trusted; "" where it can."""
-        return self._failure or ("masking failed: a product of B is not scaled" if self._product else "")
+        return self._failure or ("masking failed: a product has too few nodes" if self._nodes else "")
 
     @property
     def asks(self) -> bool:
-        """Whether the next decode has to call back also when it uses its graph again: to multiply by factors, or to
-        change shapes."""
-        return bool(self._factors) or self._is_cut_anew
+        """Whether the next decode has to call back also when it uses its graph again."""
+        return self._is_stale
 
 
 def owners_of(layout: Layout, rows: Sequence[Scales]) -> Mask:
@@ -286,6 +325,19 @@ def factors_of(layout: Layout, rows: Sequence[Scales], factor: float) -> Mask:
             if digest in parts:
                 mask[i] = parts[digest].factor(scale) / np.float32(factor)
     return mask
+
+
+def _source(node: int) -> int:
+    return _pointer(node + _SOURCE).value
+
+
+def _second(node: int) -> int:
+    """Its second source."""
+    return _pointer(node + _SOURCE + 8).value
+
+
+def _data(node: int) -> int:
+    return _pointer(node + _DATA).value
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

@@ -23,6 +23,7 @@ from modelctl.runner.sequence import Scales
 
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
+MAX_GROUPS = N_BUCKETS // 2  # each is two adapters for llama.cpp: joined ones, and their spare
 N_LOADS = 50  # tries to get addresses that llama.cpp walks in the right order
 ALONE = 0.3  # seconds with one mix only, after which it runs natively
 LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
@@ -82,7 +83,7 @@ def arrange(
         if sum(map(rank, digests)) > max_rank:
             continue
         candidate = _levels([*accepted, order], kind)
-        if candidate is not None and len(candidate) <= N_BUCKETS:
+        if candidate is not None and len(candidate) <= MAX_GROUPS:
             accepted.append(order)
             groups = candidate
     return groups
@@ -220,7 +221,7 @@ class Mixed:
         wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
         if frozenset(wanted) != self._tried:
             self._tried = frozenset(wanted)
-            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= N_BUCKETS]
+            orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= MAX_GROUPS]
             self._building = self._worker.submit(self._join, orders)
 
     def _is_half_idle(self) -> bool:
@@ -256,15 +257,15 @@ class Mixed:
         """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
         self.drop()
         self._joined = joined
-        self._load(joined)
+        self._load([file.path for one in joined for file in (one.file, one.spare)])
         self._masker.use(joined)
         self._context.watch(True)
-        for i, one in enumerate(self._mix):
+        for one in self._mix:
             self._context.set_mix((one,))
-            if not self._masker.learn(i, self._probe):
+            if not self._masker.learn(self._probe):
                 raise LoadFailed("the joined adapters' weights are not where they were looked for")
         self._context.set_mix(self._mix)
-        if len(self._mix) < len(joined) or not self._masker.in_order(self._probe):
+        if len(self._mix) < 2 * len(joined) or not self._masker.in_order(self._probe):
             raise LoadFailed("llama.cpp adds adapters in another order than expected")
         self._context.set_mix(())  # the graph that was made while learning has no masks
         self.groups = tuple(one.digests for one in joined)
@@ -273,14 +274,14 @@ class Mixed:
             self._prove()
         self.times.forget(masked=True)
 
-    def _load(self, joined: list[Joined]) -> None:
-        """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
+    def _load(self, paths: list[str]) -> None:
+        """Attach these adapters, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
         buckets: set[int] = set()
         misplaced: list[str] = []  # and kept for a while, so that the next lies elsewhere
-        for one in joined:
+        for path in paths:
             while len(misplaced) <= N_LOADS:
                 name = f"joined:{next(self._n_loads)}"
-                self._base.attach(name, one.path)
+                self._base.attach(name, path)
                 if (bucket := self._base.bucket(name)) not in buckets:
                     buckets.add(bucket)
                     self._mix += ((name, 1.0),)

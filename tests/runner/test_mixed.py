@@ -46,6 +46,11 @@ def test_mixes_that_contradict_each_other_run_natively_first_come_first_served()
     assert arranged("ab", "ba", "c") == ["ac", "b"]
 
 
+def test_a_mix_of_more_than_six_takes_turns() -> None:
+    assert arranged("abcdef") == list("abcdef"), "each of them, and its spare, has one of llama.cpp's 13 buckets"
+    assert arranged("abcdefg", "a") == ["a"]
+
+
 def test_kinds_are_not_joined() -> None:
     assert arranged("a", "b", "c", kinds={"a": "F16", "b": "F32", "c": "F16"}) == ["ac", "b"]
 
@@ -277,8 +282,8 @@ def has_experts(mixed: Mixed) -> bool:
 
 
 def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
-    """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that stop
-    llama.cpp."""
+    """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that B does not
+    hold."""
     plain: list[Scales] = [(("a", 1.0),), (("b", 1.0),), (), (("c", 1.0),)]
     settle(mixed_of(crowd), plain)
     assert all(map(mixed_of(crowd).covers, plain))
@@ -291,7 +296,7 @@ def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
 
 def test_a_graph_that_is_used_again_computes_what_is_in_use(crowd: Harness) -> None:
     """Narrower and wider again: adapters at either end of what is joined, in its middle, none, all; and one whose scale
-    stops llama.cpp."""
+    B does not hold."""
     a, b, c, g = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("g", 0.7),))
     mixes: list[Scales] = [a, b, c, g]
     settle(mixed_of(crowd), mixes)

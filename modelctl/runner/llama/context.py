@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -168,29 +170,41 @@ class Context:
 
 
 class _Batch:
-    """A llama_batch over numpy arrays: filled with a few slice stores however many rows there are."""
+    """A llama_batch over memory of ours, filled with a few calls however many rows there are. numpy, which would do as
+    well, looks at every number's type first."""
 
     def __init__(self, n_rows: int) -> None:
-        self._token = np.zeros(n_rows, np.int32)
-        self._pos = np.zeros(n_rows, np.int32)
-        self._seq = np.zeros(n_rows, np.int32)
-        self._n_seq = np.ones(n_rows, np.int32)
-        self._wanted = np.zeros(n_rows, np.int8)
-        self._seq_pointers = self._seq.ctypes.data + 4 * np.arange(n_rows, dtype=np.uint64)
+        self._token, self._pos, self._seq, self._n_seq = (bytearray(4 * n_rows) for _ in range(4))
+        self._wanted = bytearray(n_rows)
+        _ints(n_rows).pack_into(self._n_seq, 0, *[1] * n_rows)
+        start = _address(self._seq)
+        self._seq_pointers = (ctypes.c_uint64 * n_rows)(*range(start, start + 4 * n_rows, 4))
+        int32s, pointers = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
         self.native = lib.llama_batch(
             n_tokens=0,
-            token=self._token.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            token=ctypes.cast(_address(self._token), int32s),
             embd=None,
-            pos=self._pos.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            n_seq_id=self._n_seq.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            seq_id=self._seq_pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
-            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            pos=ctypes.cast(_address(self._pos), int32s),
+            n_seq_id=ctypes.cast(_address(self._n_seq), int32s),
+            seq_id=ctypes.cast(self._seq_pointers, pointers),
+            logits=ctypes.cast(_address(self._wanted), ctypes.POINTER(ctypes.c_int8)),
         )
 
     def fill(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], wanted: Sequence[int]) -> None:
         n = len(tokens)
-        self._token[:n] = tokens
-        self._pos[:n] = positions
-        self._seq[:n] = seqs
-        self._wanted[:n] = wanted
+        ints = _ints(n)
+        ints.pack_into(self._token, 0, *tokens)
+        ints.pack_into(self._pos, 0, *positions)
+        ints.pack_into(self._seq, 0, *seqs)
+        self._wanted[:n] = bytes(wanted)
         self.native.n_tokens = n
+
+
+@lru_cache(maxsize=64)
+def _ints(n: int) -> struct.Struct:
+    return struct.Struct(f"{n}i")
+
+
+def _address(memory: bytearray) -> int:
+    """Where it lies, as long as its length stays."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -29,6 +29,7 @@ class Watch:
         self._set_callback = set_callback
         self._word = self._find_word()
         self._scheduler: int | None = None  # its address; 0: it could not be found
+        self._place: int | None = None  # of the callback in a scheduler, once one was found: in words
         self._has_scheduler = False
         self.switch(False)
 
@@ -62,12 +63,21 @@ class Watch:
 
     def _find_scheduler(self) -> int:
         """While it holds the callback. Read through a file, since not all words of the context are addresses."""
-        found: set[int] = set()
+        found: dict[int, int] = {}
         memory = os.open("/proc/self/mem", os.O_RDONLY)
         for address in set((ctypes.c_uint64 * _N_POINTERS).from_address(self._context)):
             with suppress(OSError, OverflowError, struct.error):  # no address, or the end of what it is one of
                 words = struct.unpack(f"<{_N_SCHEDULER}Q", os.pread(memory, 8 * _N_SCHEDULER, address))
-                if words[0] & _NO_FLAGS == 0 and words[0] >> 32 and words.count(self._callback) == 1:
-                    found.add(address)
+                places = [i for i, word in enumerate(words) if word == self._callback]
+                if words[0] & _NO_FLAGS == 0 and words[0] >> 32 and self._is_known(places):
+                    found[address] = places[0] if self._place is None else self._place
         os.close(memory)
-        return found.pop() if len(found) == 1 else 0
+        if len(found) != 1:
+            return 0
+        ((address, self._place),) = found.items()
+        return address
+
+    def _is_known(self, places: list[int]) -> bool:
+        """Behind a scheduler may lie what is left of an earlier one: at first the callback must be there once, later in
+        its place."""
+        return len(places) == 1 if self._place is None else self._place in places
