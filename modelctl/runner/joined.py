@@ -7,12 +7,11 @@ register: hence `PAD`.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -149,33 +148,61 @@ class Source:
         return types.pop() if len(types) == 1 else self.digest
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """One to be written: `parts` side by side along `axis`, times `factor`."""
+
+    name: str
+    parts: Sequence[npt.NDArray[Any]]
+    axis: int = -1
+    factor: float = 1.0
+    kind: Any = None  # its GGML type, where that is not the parts' own
+
+    @property
+    def shape(self) -> list[int]:
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.parts[0].dtype
+
+    def data(self) -> npt.NDArray[Any]:
+        data = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts, self.axis)
+        return data if self.factor == 1 else data * self.dtype.type(self.factor)
+
+
 def join(sources: Sequence[Source]) -> Joined:
     """Write the joined adapter to memory. The sources are of one kind, or one alone."""
     names = list(dict.fromkeys(name for source in sources for name in source.names))
-    layouts: dict[str, Layout] = {}
-    tensors: list[tuple[str, npt.NDArray[Any], Any]] = []
-    for name in names:
-        owners = [source for source in sources if name + A in source.tensors]
-        layouts[name] = _layout(name, owners)
-        axis = -1 if name == EMBEDDING else -2
-        tensors.append((name + A, *_concatenated([s.tensors[name + A] for s in owners], axis)))
-        tensors.append((name + B, *_concatenated([s.tensors[name + B] for s in owners], -1)))
+    owners = {name: [source for source in sources if name + A in source.tensors] for name in names}
     interned: dict[Layout, Layout] = {}
-    layouts = {name: interned.setdefault(layout, layout) for name, layout in layouts.items()}
-    factor = _common_factor(interned, [data for name, data, _ in tensors if name.endswith(B)])
-    if factor != 1:
-        tensors = [(name, data * data.dtype.type(factor) if name.endswith(B) else data, t) for name, data, t in tensors]
+    layouts: dict[str, Layout] = {}
+    for name in names:
+        layout = _layout(name, owners[name])
+        layouts[name] = interned.setdefault(layout, layout)
+    factor = _common_factor(interned, (source.tensors[name + B].data for name in names for source in owners[name]))
+    tensors = [tensor for name in names for tensor in _joined_tensors(name, owners[name], factor)]
+    zeros = [zero for name in names for zero in _zeros(name, owners[name][0])]
     architecture = sources[0].architecture
     file = _write("joined-adapter", architecture, 0.0, tensors)
-    spare = _write("spare-adapter", architecture, 0.0, [zeros for name in names for zeros in _zeros(name, sources)])
+    spare = _write("spare-adapter", architecture, 0.0, zeros)
     return Joined(file, spare, tuple(s.digest for s in sources), layouts, factor)
 
 
-def give_back() -> None:
-    """To the system what joining has freed: it takes twice the adapters' size for a moment, which glibc keeps for the
-    thread that asked."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+def _joined_tensors(name: str, owners: Sequence[Source], factor: float) -> Iterator[_Tensor]:
+    for suffix, axis, times in ((A, -1 if name == EMBEDDING else -2, 1.0), (B, -1, factor)):
+        tensors = [source.tensors[name + suffix] for source in owners]
+        yield _Tensor(name + suffix, [t.data for t in tensors], axis, times, tensors[0].tensor_type)
+
+
+def _zeros(name: str, source: Source) -> Iterator[_Tensor]:
+    """A and B of rank 1 for one of the base's tensors that `source` changes."""
+    for suffix, axis in ((A, 0 if name == EMBEDDING else 1), (B, 0)):
+        shape = [int(n) for n in source.tensors[name + suffix].shape]
+        shape[axis] = 1
+        yield _Tensor(name + suffix, [np.zeros(shape[::-1], np.float16)])
 
 
 def needs_padding(path: str) -> bool:
@@ -194,22 +221,13 @@ def pad(source: Source) -> MemoryFile:
     alpha / rank stays."""
     rank = source.max_rank
     n_more = -rank % PAD
-    tensors: list[tuple[str, npt.NDArray[Any], Any]] = []
+    tensors: list[_Tensor] = []
     for name in source.names:
-        a, b = np.asarray(source.tensors[name + A].data), np.asarray(source.tensors[name + B].data)
-        tensors.append((name + A, np.pad(a, ((0, n_more), (0, 0))), None))
-        tensors.append((name + B, np.pad(b, ((0, 0), (0, n_more))), None))
+        a, b = source.tensors[name + A].data, source.tensors[name + B].data
+        tensors.append(_Tensor(name + A, [a, np.zeros((n_more, a.shape[1]), a.dtype)], -2))
+        tensors.append(_Tensor(name + B, [b, np.zeros((b.shape[0], n_more), b.dtype)]))
     alpha = source.alpha * (rank + n_more) / rank
     return _write("padded-adapter", source.architecture, alpha, tensors)
-
-
-def _zeros(name: str, sources: Sequence[Source]) -> Iterator[tuple[str, npt.NDArray[Any], Any]]:
-    """A and B of rank 1 for one of the base's tensors."""
-    source = next(source for source in sources if name + A in source.tensors)
-    for suffix, axis in ((A, 0 if name == EMBEDDING else 1), (B, 0)):
-        shape = [int(n) for n in source.tensors[name + suffix].shape]
-        shape[axis] = 1
-        yield name + suffix, np.zeros(shape[::-1], np.float16), None
 
 
 def _layout(name: str, owners: Sequence[Source]) -> Layout:
@@ -221,12 +239,6 @@ def _layout(name: str, owners: Sequence[Source]) -> Layout:
 def _is_expert(tensor: Any) -> bool:
     """Whether it holds a matrix per expert."""
     return len(tensor.shape) > 2 and bool(tensor.shape[2] > 1)
-
-
-def _concatenated(tensors: Sequence[Any], axis: int) -> tuple[npt.NDArray[Any], Any]:
-    if len(tensors) == 1:
-        return np.asarray(tensors[0].data), tensors[0].tensor_type
-    return np.ascontiguousarray(np.concatenate([t.data for t in tensors], axis)), tensors[0].tensor_type
 
 
 def _common_factor(layouts: Iterable[Layout], products: Iterable[npt.NDArray[Any]]) -> float:
@@ -248,10 +260,9 @@ def _is_exact(b: npt.NDArray[Any], factor: np.floating[Any]) -> bool:
         return bool((b * factor / factor == b).all())
 
 
-def _write(
-    name: str, architecture: str, alpha: float, tensors: Sequence[tuple[str, npt.NDArray[Any], Any]]
-) -> MemoryFile:
-    """A GGUF adapter in memory. alpha 0: llama.cpp takes the scale as it is."""
+def _write(name: str, architecture: str, alpha: float, tensors: Sequence[_Tensor]) -> MemoryFile:
+    """A GGUF adapter in memory, made tensor by tensor: joined adapters are large, and change while others generate.
+    alpha 0: llama.cpp takes the scale as it is."""
     import gguf
 
     file = MemoryFile(name)
@@ -260,11 +271,14 @@ def _write(
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
-        for tensor, data, kind in tensors:
-            writer.add_tensor(tensor, data, raw_dtype=kind)
+        for t in tensors:
+            n_bytes = prod(t.shape) * t.dtype.itemsize
+            writer.add_tensor_info(t.name, t.shape, t.dtype, n_bytes, t.kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for t in tensors:
+            writer.write_tensor_data(t.data())
         writer.close()
     except BaseException:
         file.close()

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from modelctl.errors import LoadFailed
-from modelctl.runner.joined import Joined, Source, give_back, join
+from modelctl.runner.joined import Joined, Source, join
 from modelctl.runner.llama import N_BUCKETS, Base, Context
 from modelctl.runner.mask import Masker
 from modelctl.runner.sequence import Scales
@@ -238,9 +238,7 @@ class Mixed:
         groups = arrange(orders, lambda d: known[d].kind, lambda d: known[d].max_rank, self.max_rank)
         if list(map(frozenset, groups)) == list(map(frozenset, self.groups)):
             return []
-        joined = [join([known[d] for d in group]) for group in groups]
-        give_back()
-        return joined
+        return [join([known[d] for d in group]) for group in groups]
 
     def _finish(self) -> None:
         building, self._building = self._building, None

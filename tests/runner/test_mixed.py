@@ -390,7 +390,7 @@ def test_a_callback_that_fails_is_a_doubtful_result(pair: Harness, monkeypatch: 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("broken")
 
-    monkeypatch.setattr(mixed_of(pair)._masker, "_insert_mask", broken)
+    monkeypatch.setattr(mixed_of(pair)._masker, "_change", broken)
     pair.finish()
     assert pair.engine.stats()["batches"] == "native: masking failed: broken"
 
