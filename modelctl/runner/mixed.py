@@ -24,7 +24,7 @@ from modelctl.runner.sequence import Scales
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
 MAX_GROUPS = N_BUCKETS // 2  # each is two adapters for llama.cpp: joined ones, and their spare
-N_LOADS = 50  # tries to get addresses that llama.cpp walks in the right order
+N_LOADS = 100  # tries to get addresses that llama.cpp walks in the right order
 ALONE = 0.3  # seconds with one mix only, after which it runs natively
 LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
@@ -255,7 +255,7 @@ class Mixed:
         """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
         self.drop()
         self._joined = joined
-        self._load([file.path for one in joined for file in (one.file, one.spare)])
+        self._load(joined)
         self._masker.use(joined)
         self._context.watch(True)
         for one in self._mix:
@@ -263,7 +263,7 @@ class Mixed:
             if not self._masker.learn(self._probe):
                 raise LoadFailed("the joined adapters' weights are not where they were looked for")
         self._context.set_mix(self._mix)
-        if len(self._mix) < 2 * len(joined) or not self._masker.in_order(self._probe):
+        if not self._masker.in_order(self._probe):
             raise LoadFailed("llama.cpp adds adapters in another order than expected")
         self._context.set_mix(())  # the graph that was made while learning has no masks
         self.groups = tuple(one.digests for one in joined)
@@ -272,21 +272,30 @@ class Mixed:
             self._prove()
         self.times.forget(masked=True)
 
-    def _load(self, paths: list[str]) -> None:
-        """Attach these adapters, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
+    def _load(self, joined: list[Joined]) -> None:
+        """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
         buckets: set[int] = set()
         misplaced: list[str] = []  # and kept for a while, so that the next lies elsewhere
-        for path in paths:
+        spacers: list[
+            bytearray
+        ] = []  # or it may lie in the same bucket again, as far from the last as that from its own
+        files = [*(one.file for one in joined), *(one.spare for one in joined)]  # small ones last: they take more tries
+        for file in files:
             while len(misplaced) <= N_LOADS:
                 name = f"joined:{next(self._n_loads)}"
-                self._base.attach(name, path)
+                self._base.attach(name, file.path)
                 if (bucket := self._base.bucket(name)) not in buckets:
                     buckets.add(bucket)
                     self._mix += ((name, 1.0),)
                     break
                 misplaced.append(name)
+                spacers.append(bytearray(1024 + 16 * len(misplaced)))
         for name in misplaced:
             self._base.detach(name)
+        if len(self._mix) < len(files):
+            raise LoadFailed("llama.cpp would add adapters in another order")
+        half = len(joined)
+        self._mix = tuple(one for pair in zip(self._mix[:half], self._mix[half:], strict=True) for one in pair)
 
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
