@@ -7,11 +7,13 @@ What cannot be masked to the very bits of a native batch, runs natively, in turn
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -69,6 +71,13 @@ def is_faster(counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, o
         return len(counts) > 1  # to be tried
     round_ = sum(seconds for seconds in native if seconds is not None) * (1 + overhead)
     return round_ > GAIN * one if masked else one < GAIN * round_
+
+
+def give_back() -> None:
+    """To the system what loading has freed, of which glibc keeps much: adapters are loaded several times over until they
+    are in their places."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def arrange(
@@ -271,6 +280,7 @@ class Mixed:
         if not self._is_proven:
             self._prove()
         self.times.forget(masked=True)
+        give_back()
 
     def _load(self, joined: list[Joined]) -> None:
         """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
