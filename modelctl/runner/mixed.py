@@ -74,8 +74,8 @@ def is_faster(counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, o
 
 
 def give_back() -> None:
-    """To the system what loading has freed, of which glibc keeps much: adapters are loaded several times over until they
-    are in their places."""
+    """To the system what loading has freed, of which glibc keeps much: adapters are loaded several times over until
+    they are in their places."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
