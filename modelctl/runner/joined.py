@@ -148,6 +148,11 @@ class Source:
         return types.pop() if len(types) == 1 else self.digest
 
 
+def rank_axis(name: str, suffix: str) -> int:
+    """Which axis of a weight is the rank, as llama.cpp counts them: A is [n_in, rank], B is [rank, n_out]."""
+    return int(suffix == A and name != EMBEDDING)
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """One to be written: `parts` side by side along `axis`, times `factor`."""
@@ -192,16 +197,17 @@ def join(sources: Sequence[Source]) -> Joined:
 
 
 def _joined_tensors(name: str, owners: Sequence[Source], factor: float) -> Iterator[_Tensor]:
-    for suffix, axis, times in ((A, -1 if name == EMBEDDING else -2, 1.0), (B, -1, factor)):
+    for suffix, times in ((A, 1.0), (B, factor)):
         tensors = [source.tensors[name + suffix] for source in owners]
+        axis = -1 - rank_axis(name, suffix)  # numpy counts from the other end
         yield _Tensor(name + suffix, [t.data for t in tensors], axis, times, tensors[0].tensor_type)
 
 
 def _zeros(name: str, source: Source) -> Iterator[_Tensor]:
     """A and B of rank 1 for one of the base's tensors that `source` changes."""
-    for suffix, axis in ((A, 0 if name == EMBEDDING else 1), (B, 0)):
+    for suffix in (A, B):
         shape = [int(n) for n in source.tensors[name + suffix].shape]
-        shape[axis] = 1
+        shape[rank_axis(name, suffix)] = 1
         yield _Tensor(name + suffix, [np.zeros(shape[::-1], np.float16)])
 
 

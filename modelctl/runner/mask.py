@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modelctl.runner.joined import EMBEDDING, A, B, Joined, Layout
+from modelctl.runner.joined import A, B, Joined, Layout, rank_axis
 from modelctl.runner.sequence import Scales
 
 # struct ggml_tensor on 64-bit machines: type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src,
@@ -78,8 +78,7 @@ class Weights:
         """`addresses`: of the four, in this order. `factor`: what B was multiplied by."""
         self.a, self.b, self.spare_a, self.spare_b = addresses
         self.layout, self.factor = layout, factor
-        self.view_a = View(self.a, 0 if name == EMBEDDING else 1)  # A is [n_in, rank], B is [rank, n_out]
-        self.view_b = View(self.b, 0)
+        self.view_a, self.view_b = View(self.a, rank_axis(name, A)), View(self.b, rank_axis(name, B))
 
     def cut(self, start: int, stop: int) -> None:
         self.view_a.cut(start, stop)

@@ -286,9 +286,7 @@ class Mixed:
         """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
         buckets: set[int] = set()
         misplaced: list[str] = []  # and kept for a while, so that the next lies elsewhere
-        spacers: list[
-            bytearray
-        ] = []  # or it may lie in the same bucket again, as far from the last as that from its own
+        spacers: list[bytearray] = []  # without them each try may lie as far from the last, always in the same bucket
         files = [*(one.file for one in joined), *(one.spare for one in joined)]  # small ones last: they take more tries
         for file in files:
             while len(misplaced) <= N_LOADS:

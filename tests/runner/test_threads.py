@@ -74,8 +74,9 @@ def test_tries_of_more_threads_cost_little_beside_a_busy_core() -> None:
 @pytest.mark.parametrize("n_max", [3, 4])
 def test_more_threads_walk_to_the_best_count(n_max: int) -> None:
     threads = Threads(n_max)
-    assert run(threads, 20, busy)[-100:].count(1) > 90
-    counts = run(threads, 200, idle, start=20)
+    assert run(threads, 21, busy)[-100:].count(1) > 90
+    assert threads.n == 1
+    counts = run(threads, 200, idle, start=21)
     assert counts[-100:].count(n_max) > 90
 
 
