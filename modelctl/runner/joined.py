@@ -83,10 +83,12 @@ class MemoryFile:
 class Joined:
     """A GGUF adapter in memory. `factor` is what B was multiplied by: what llama.cpp would multiply by at scale 1,
     where that is one power of two for all parts, else 1. `spare`: another one, of zeros for the same tensors; its nodes
-    in llama.cpp's graphs are there to be changed into what is missing."""
+    in llama.cpp's graphs are there to be changed into what is missing. `scout`: one without tensors, to find out where
+    llama.cpp would put the next."""
 
     file: MemoryFile
     spare: MemoryFile
+    scout: MemoryFile
     digests: tuple[str, ...]
     layouts: Mapping[str, Layout]  # name of the base's tensor -> who owns what
     factor: float
@@ -96,8 +98,9 @@ class Joined:
         return max((layout.rank for layout in self.layouts.values()), default=0)
 
     def close(self) -> None:
-        self.file.close()
-        self.spare.close()
+        """Once llama.cpp has them."""
+        for file in (self.file, self.spare, self.scout):
+            file.close()
 
 
 class Source:
@@ -193,7 +196,8 @@ def join(sources: Sequence[Source]) -> Joined:
     architecture = sources[0].architecture
     file = _write("joined-adapter", architecture, 0.0, tensors)
     spare = _write("spare-adapter", architecture, 0.0, zeros)
-    return Joined(file, spare, tuple(s.digest for s in sources), layouts, factor)
+    scout = _write("scout-adapter", architecture, 0.0, [])
+    return Joined(file, spare, scout, tuple(s.digest for s in sources), layouts, factor)
 
 
 def _joined_tensors(name: str, owners: Sequence[Source], factor: float) -> Iterator[_Tensor]:

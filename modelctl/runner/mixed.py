@@ -18,18 +18,19 @@ from contextlib import suppress
 import numpy as np
 
 from modelctl.errors import LoadFailed
-from modelctl.runner.joined import Joined, Source, join
-from modelctl.runner.llama import N_BUCKETS, Base, Context
+from modelctl.runner.joined import Joined, MemoryFile, Source, join
+from modelctl.runner.llama import Base, Context, hash_order
 from modelctl.runner.mask import Masker
 from modelctl.runner.sequence import Scales
 
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
-MAX_GROUPS = N_BUCKETS // 2  # each is two adapters for llama.cpp: joined ones, and their spare
-N_LOADS = 100  # tries to get addresses that llama.cpp walks in the right order
+MAX_GROUPS = 12  # each is two adapters for llama.cpp: joined ones, and their spare; up to 29 it walks as is known
+N_SCOUTS = 1000  # places looked at, to find one for each of them
 ALONE = 0.3  # seconds with one mix only, after which it runs natively
 LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
+REST = 5.0  # seconds for which what is joined stays, when not all in use can be
 STALE = 30.0  # seconds after which a measured time is asked again
 GAIN = 0.9  # a change of mode must promise this much
 EXACT = 1e-3  # a masked logit may differ this much from a native one: it differs by 0 where masking works
@@ -148,6 +149,7 @@ class Mixed:
         self._sources: dict[str, Source] = {}
         self._tried: frozenset[Scales] = frozenset()
         self._building: Future[list[Joined]] | None = None
+        self._rest_until = 0.0
         self._used: dict[Scales, float] = {}
         self._covered: dict[tuple[str, ...], bool] = {}
         self._alone_since: float | None = None
@@ -223,9 +225,9 @@ class Mixed:
         self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP} | dict.fromkeys(counts, now)
         if self._building is not None:
             if self._building.done():
-                self._finish()
+                self._finish(now)
             return
-        if all(map(self.covers, counts)) and not self._is_half_idle():
+        if now < self._rest_until or (all(map(self.covers, counts)) and not self._is_half_idle()):
             return
         wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
         if frozenset(wanted) != self._tried:
@@ -249,12 +251,14 @@ class Mixed:
             return []
         return [join([known[d] for d in group]) for group in groups]
 
-    def _finish(self) -> None:
+    def _finish(self, now: float) -> None:
         building, self._building = self._building, None
         assert building is not None
         try:
             if joined := building.result():
                 self._install(joined)
+            if not all(map(self.covers, self._tried)):
+                self._rest_until = now + REST
         except Exception as error:  # whatever it is, mixes can take turns
             self.drop()
             self.refused = str(error)
@@ -264,11 +268,15 @@ class Mixed:
         """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
         self.drop()
         self._joined = joined
-        self._load(joined)
+        try:
+            self._load(joined)
+        finally:
+            for one in joined:
+                one.close()
         self._masker.use(joined)
         self._context.watch(True)
-        for one in self._mix:
-            self._context.set_mix((one,))
+        for name in self._base.native_order([name for name, _ in self._mix]):
+            self._context.set_mix(((name, 1.0),))
             if not self._masker.learn(self._probe):
                 raise LoadFailed("the joined adapters' weights are not where they were looked for")
         self._context.set_mix(self._mix)
@@ -282,28 +290,35 @@ class Mixed:
         self.times.forget(masked=True)
         give_back()
 
-    def _load(self, joined: list[Joined]) -> None:
-        """Attach them, each where it has a bucket of its own, so that llama.cpp walks them in this order."""
-        buckets: set[int] = set()
-        misplaced: list[str] = []  # and kept for a while, so that the next lies elsewhere
-        spacers: list[bytearray] = []  # without them each try may lie as far from the last, always in the same bucket
-        files = [*(one.file for one in joined), *(one.spare for one in joined)]  # small ones last: they take more tries
-        for file in files:
-            while len(misplaced) <= N_LOADS:
-                name = f"joined:{next(self._n_loads)}"
-                self._base.attach(name, file.path)
-                if (bucket := self._base.bucket(name)) not in buckets:
-                    buckets.add(bucket)
-                    self._mix += ((name, 1.0),)
-                    break
-                misplaced.append(name)
-                spacers.append(bytearray(1024 + 16 * len(misplaced)))
-        for name in misplaced:
+    def _load(self, joined: Sequence[Joined]) -> None:
+        """Attach them where llama.cpp walks each, then its spare, then the next (see `hash_order`). Their addresses
+        decide, so a scout, which costs little, goes first; when it leaves, the next takes its place."""
+        files = [file for one in joined for file in (one.file, one.spare)]
+        turns = sorted(zip(hash_order(range(len(files))), files, strict=True), key=lambda turn: turn[0])
+        placed: list[str] = []
+        others: list[str] = []  # kept for a while, so that the next lies elsewhere
+        spacers: list[bytearray] = []  # without them each may lie as far from the last, always in the same bucket
+        for _, file in turns:
+            while len(others) <= N_SCOUTS:
+                name = self._attach(joined[0].scout)
+                if self._base.are_apart([*placed, name]):
+                    self._base.detach(name)
+                    name = self._attach(file)
+                    if self._base.are_apart([*placed, name]):
+                        placed.append(name)
+                        break
+                others.append(name)
+                spacers.append(bytearray(1024 + 16 * len(others)))
+        for name in others:
             self._base.detach(name)
-        if len(self._mix) < len(files):
+        self._mix = tuple((name, 1.0) for name in reversed(placed))  # the last is handed over first
+        if len(placed) < len(files):
             raise LoadFailed("llama.cpp would add adapters in another order")
-        half = len(joined)
-        self._mix = tuple(one for pair in zip(self._mix[:half], self._mix[half:], strict=True) for one in pair)
+
+    def _attach(self, file: MemoryFile) -> str:
+        name = f"joined:{next(self._n_loads)}"
+        self._base.attach(name, file.path)
+        return name
 
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
@@ -330,8 +345,6 @@ class Mixed:
         self._context.set_mix(())
         for name, _ in self._mix:
             self._base.detach(name)
-        for joined in self._joined:
-            joined.close()
         self._mix, self._joined = (), []
 
     # a batch

@@ -46,9 +46,9 @@ def test_mixes_that_contradict_each_other_run_natively_first_come_first_served()
     assert arranged("ab", "ba", "c") == ["ac", "b"]
 
 
-def test_a_mix_of_more_than_six_takes_turns() -> None:
-    assert arranged("abcdef") == list("abcdef"), "each of them, and its spare, has one of llama.cpp's 13 buckets"
-    assert arranged("abcdefg", "a") == ["a"]
+def test_a_mix_of_more_than_twelve_takes_turns() -> None:
+    assert arranged("abcdefghijkl") == list("abcdefghijkl")
+    assert arranged("abcdefghijklm", "a") == ["a"]
 
 
 def test_kinds_are_not_joined() -> None:
@@ -98,6 +98,8 @@ def test_the_faster_way_is_taken_with_hysteresis() -> None:
 def test_llama_cpp_walks_adapters_newest_first_unless_buckets_collide() -> None:
     assert hash_order([1, 2, 3]) == [2, 1, 0]
     assert hash_order([1, 2, 14]) == [1, 2, 0], "14 and 1 share a bucket: they stay together"
+    assert hash_order(range(15)) == [14, 13, *range(13)], "of 13 buckets it makes 29, and walks it once to do so"
+    assert hash_order([*range(14), 29]) == [13, 14, *range(13)], "29 and 0 share one of the 29"
 
 
 def test_large_contexts_share_their_cells() -> None:
@@ -204,6 +206,14 @@ def settle(mixed: Mixed, mixes: Sequence[Scales]) -> None:
         time.sleep(0.01)
 
 
+def join_anew(mixed: Mixed, mixes: Sequence[Scales]) -> None:
+    """Just the adapters of these, whatever was joined before."""
+    mixed.drop()
+    mixed._used, mixed._tried = {}, frozenset()
+    settle(mixed, mixes)
+    assert all(map(mixed.covers, mixes))
+
+
 def random_mixes(rng: random.Random, n: int, most: int) -> list[Scales]:
     mixes = []
     for i in range(n):
@@ -285,8 +295,7 @@ def test_a_graph_that_is_used_again_takes_other_masks(crowd: Harness) -> None:
     """Step by step each sequence goes on under its neighbour's mix; one of the steps is under scales that B does not
     hold."""
     plain: list[Scales] = [(("a", 1.0),), (("b", 1.0),), (), (("c", 1.0),)]
-    settle(mixed_of(crowd), plain)
-    assert all(map(mixed_of(crowd).covers, plain))
+    join_anew(mixed_of(crowd), plain)
     odd: list[Scales] = [tuple((name, 0.7) for name, _ in mix) for mix in plain]
     turns = [(odd if step == 3 else plain) for step in range(6)]
     asks = assert_as_native(crowd, [mixes[step % 4 :] + mixes[: step % 4] for step, mixes in enumerate(turns)])
@@ -299,8 +308,7 @@ def test_a_graph_that_is_used_again_computes_what_is_in_use(crowd: Harness) -> N
     B does not hold."""
     a, b, c, g = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("g", 0.7),))
     mixes: list[Scales] = [a, b, c, g]
-    settle(mixed_of(crowd), mixes)
-    assert all(map(mixed_of(crowd).covers, mixes))
+    join_anew(mixed_of(crowd), mixes)
     crowds: list[list[Scales]] = [[c, c], [a, b], [b, b], [(), a], [(), ()], [c, a], [c, c], [g, c], [b, b], [b, ()]]
     asks = assert_as_native(crowd, crowds)
     if not has_experts(mixed_of(crowd)):

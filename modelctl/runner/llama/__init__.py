@@ -6,12 +6,11 @@ decode ends in SIGBUS).
 """
 
 from modelctl.runner.llama.backend import can_offload, gomp_parallel, op_number, start_backend
-from modelctl.runner.llama.base import N_BUCKETS, Base
+from modelctl.runner.llama.base import Base, hash_order
 from modelctl.runner.llama.context import SEQ_MAX, Context, EvalCallback
 from modelctl.runner.llama.sampler import Sampler, schema_to_gbnf
 
 __all__ = [
-    "N_BUCKETS",
     "SEQ_MAX",
     "Base",
     "Context",
@@ -19,6 +18,7 @@ __all__ = [
     "Sampler",
     "can_offload",
     "gomp_parallel",
+    "hash_order",
     "op_number",
     "schema_to_gbnf",
     "start_backend",

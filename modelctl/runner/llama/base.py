@@ -12,7 +12,7 @@ import llama_cpp.llama_cpp as lib
 
 from modelctl.errors import LoadFailed
 
-N_BUCKETS = 13  # of a small unordered_map, in which llama.cpp keeps the adapters of a context
+N_BUCKETS = (13, 29)  # of the unordered_map in which llama.cpp keeps the adapters of a context: at first; from 14 on
 _ATTR_CONTROL = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
 
 
@@ -145,9 +145,13 @@ class Base:
     def adapter(self, digest: str) -> Any:
         return self._adapters[digest]
 
-    def bucket(self, digest: str) -> int:
-        """See `hash_order`."""
-        return address_of(self._adapters[digest]) % N_BUCKETS
+    def are_apart(self, digests: Sequence[str]) -> bool:
+        """Whether no two of these, handed over in this order, share a bucket of `hash_order`, however many follow."""
+        addresses = [address_of(self._adapters[d]) for d in digests]
+        small, large = N_BUCKETS
+        return all(
+            len({a % n for a in part}) == len(part) for n, part in ((small, addresses[:small]), (large, addresses))
+        )
 
     def native_order(self, digests: Sequence[str]) -> list[str]:
         """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
@@ -173,11 +177,18 @@ class Base:
 
 
 def hash_order(addresses: Sequence[int]) -> list[int]:
-    """The order in which libstdc++'s `unordered_map` walks up to `N_BUCKETS` pointer keys that were inserted as given:
-    newest first, but next to those of the same bucket."""
+    """The order in which libstdc++'s `unordered_map` walks up to 29 pointer keys that were inserted as given: newest
+    first, but next to those of the same bucket. When it grows, it inserts what it has anew, as it walks it."""
+    small, large = N_BUCKETS
+    indices = range(len(addresses))
+    order = _walk(addresses, indices[:small], small)
+    return order if len(addresses) <= small else _walk(addresses, [*order, *indices[small:]], large)
+
+
+def _walk(addresses: Sequence[int], inserted: Sequence[int], n_buckets: int) -> list[int]:
     order: list[int] = []
-    for i, address in enumerate(addresses):
-        mates = (at for at, j in enumerate(order) if addresses[j] % N_BUCKETS == address % N_BUCKETS)
+    for i in inserted:
+        mates = (at for at, j in enumerate(order) if addresses[j] % n_buckets == addresses[i] % n_buckets)
         order.insert(next(mates, 0), i)
     return order
 
