@@ -319,7 +319,12 @@ def test_environment_keeps_what_the_backends_need() -> None:
     kept = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "2", "LD_LIBRARY_PATH": "/l"}
     child = child_environment({**kept, "OPENAI_API_KEY": "k", "PYTHONSTARTUP": "/x"})
     assert {key: child[key] for key in kept} == kept
-    assert child.keys() - kept.keys() == {"PYTHONPATH", "GGML_NO_BACKTRACE"}
+    assert child.keys() - kept.keys() == {"PYTHONPATH", "GGML_NO_BACKTRACE", "GLIBC_TUNABLES"}
+
+
+def test_the_child_has_huge_pages_unless_the_user_tunes_glibc() -> None:
+    assert "hugetlb=1" in child_environment({})["GLIBC_TUNABLES"]
+    assert child_environment({"GLIBC_TUNABLES": "glibc.malloc.check=3"})["GLIBC_TUNABLES"] == "glibc.malloc.check=3"
 
 
 def test_a_spare_is_taken_once_and_a_dead_one_never(monkeypatch: pytest.MonkeyPatch) -> None:
