@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import modelctl
@@ -102,8 +102,10 @@ class Spare:
     """A runner started ahead: its imports are done, it waits to be told what to load, so a cold load begins half a
     second earlier. It sleeps until then. One event loop; `close` it in the end."""
 
-    def __init__(self, command: Sequence[str] = RUNNER) -> None:
+    def __init__(self, command: Sequence[str] = RUNNER, *, busy: Callable[[], bool] = lambda: False) -> None:
+        """`busy`: whether the machine has better things to do than to start one."""
         self._command = command
+        self._busy = busy
         self._child: Child | None = None
         self._refill: asyncio.TimerHandle | None = None
 
@@ -114,12 +116,16 @@ class Spare:
         return Child(self._command) if child is None or child.exited.done() else child
 
     def refill_later(self) -> None:
-        """Not at once: a load that has just begun should have the machine."""
+        """Not at once: a load that has just begun should have the machine, and so should an answer, which half a second
+        of imports beside it would slow down by half."""
         if self._refill is not None:
             self._refill.cancel()
         self._refill = asyncio.get_running_loop().call_later(REFILL_AFTER, self._start)
 
     def _start(self) -> None:
+        if self._busy():
+            self.refill_later()
+            return
         with contextlib.suppress(OSError):  # whoever needs a child next will be told
             self._child = self._child or Child(self._command)
 

@@ -95,6 +95,11 @@ class Runners:
         finally:
             self._inside -= 1
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is served."""
+        return self._inside > 0
+
     def loaded(self) -> list[Loaded]:
         """Every name in memory, longest expiry first."""
         now = self._loop.time()

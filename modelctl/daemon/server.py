@@ -79,9 +79,9 @@ def _cannot_bind(where: str, error: OSError) -> ModelctlError:
 
 
 async def _serve(config: Config, listener: socket.socket) -> None:
-    spare = Spare()
-    spare.refill_later()
+    spare = Spare(busy=lambda: runners.busy)
     runners = Runners(config, partial(RunnerProcess, child=spare.take))
+    spare.refill_later()
     app = build(Service(config, Store(config.store_root), runners))
     settings = uvicorn.Config(
         app,

@@ -357,6 +357,25 @@ def test_a_spare_is_taken_once_and_a_dead_one_never(monkeypatch: pytest.MonkeyPa
     asyncio.run(scenario())
 
 
+def test_a_spare_is_not_started_while_requests_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelctl.daemon.child.REFILL_AFTER", 0.01)
+
+    async def scenario() -> None:
+        busy = True
+        spare = Spare(FAKE, busy=lambda: busy)
+        spare.refill_later()
+        await asyncio.sleep(0.1)
+        assert spare._child is None
+        busy = False
+        await asyncio.sleep(0.1)
+        child = spare._child
+        assert child is not None
+        spare.close()
+        await child.exited
+
+    asyncio.run(scenario())
+
+
 def test_frames_arrive_in_whatever_pieces_they_come() -> None:
     async def test() -> None:
         got: list[FromRunner] = []
