@@ -1,13 +1,14 @@
 """Sixteen streams that share 1 to 16 adapters: tokens/s against llama-server, as a table and as a picture.
 
-    LLAMA_SERVER=... python -m benchmarks.curve [--plot docs/adapters.png]
+    LLAMA_SERVER=... python -m benchmarks.curve [--rounds 3] [--plot docs/adapters.png]
 
-The picture needs matplotlib.
+Medians of the rounds. The picture needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 
 from benchmarks.common import both, crowd, models
@@ -18,18 +19,23 @@ COUNTS = (1, 2, 4, 8, 16)
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path)
-    plot_to = parser.parse_args().plot
+    arguments = parser.parse_args()
     speeds: dict[str, list[float]] = {}
     with both(models(N_STREAMS), n_parallel=N_STREAMS, n_ctx=512) as (ours, peer):
         crowd(ours, [{k: 1.0} for k in range(N_STREAMS)], 24, 0)  # joins the adapters
         for n in COUNTS:
-            for server in (ours, peer):
-                mixes = [{k % n: 1.0} for k in range(N_STREAMS)]
-                speeds.setdefault(server.name, []).append(crowd(server, mixes, 64, n)["tokens/s"])
+            mixes = [{k % n: 1.0} for k in range(N_STREAMS)]
+            found: dict[str, list[float]] = {}
+            for i in range(arguments.rounds):
+                for server in (ours, peer):
+                    found.setdefault(server.name, []).append(crowd(server, mixes, 64, 100 * n + i)["tokens/s"])
+            for name, values in found.items():
+                speeds.setdefault(name, []).append(statistics.median(values))
             print(f"{n:2} adapters: " + "   ".join(f"{name} {s[-1]:6.1f}" for name, s in speeds.items()), flush=True)
-    if plot_to:
-        plot(speeds, plot_to)
+    if arguments.plot:
+        plot(speeds, arguments.plot)
 
 
 def plot(speeds: dict[str, list[float]], target: Path) -> None:
