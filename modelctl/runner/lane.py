@@ -88,6 +88,9 @@ class Lane:
         """For this step; while all generate and nobody comes or goes, for those that follow too."""
         self._plan = plan = self.scheduler.plan(self.running, self._together(now))
         self._batches = [] if plan is None else self._split(plan)
+        if self.mixed is not None:
+            change = self.scheduler.reserve_cost
+            self._batches = [part for batch in self._batches for part in self.mixed.split(batch, now, change)]
         lasts = plan is not None and plan.generates and len(plan.rows) == len(self.running)
         self._plan_until = now + LOOK if lasts else 0.0
         for sequence, _ in plan.rows if plan else ():
@@ -105,8 +108,9 @@ class Lane:
         return self.mixed.choose([s.scales for s in self.running], now, overhead)
 
     def _learn(self, plan: Plan, seconds: float, now: float, *, changed: bool) -> None:
-        """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster."""
-        if not plan.generates:
+        """What a change of mix costs, for the scheduler, and whether a thread more or fewer is faster. Beside a thread
+        that joins adapters every step is slow."""
+        if not plan.generates or (self.mixed is not None and self.mixed.is_joining):
             return
         rows, masked = self._n_rows(plan), plan.scales is None
         if changed:
@@ -115,6 +119,11 @@ class Lane:
         else:
             self.times.learn(masked, rows, seconds, now)
             self.threads.record((masked, rows), seconds, now)
+
+    def _learn_prompt(self, batch: Plan, seconds: float, n_reserves: int) -> None:
+        if not batch.generates:
+            seconds = max(0.0, seconds - n_reserves * self.scheduler.reserve_cost)
+            self.times.learn_prompt(batch.scales is None, batch.n_rows, seconds, time.perf_counter())
 
     def _n_rows(self, plan: Plan) -> int:
         """Of the batch: with more of them a step takes longer."""
@@ -155,12 +164,14 @@ class Lane:
     def _advance(self) -> list[Delta]:
         deltas: list[Delta] = []
         for batch in self._batches:
+            started, n_reserves = time.perf_counter(), self.context.n_reserves
             try:
                 done, wanted = self._decode(batch)
             except LoadFailed as error:
                 for sequence, _ in batch.rows:
                     self._fail(sequence, error)
                 continue
+            self._learn_prompt(done, time.perf_counter() - started, self.context.n_reserves - n_reserves)
             self.counts["steps"] += 1
             self.counts["mixed_steps"] += done.scales is None
             self.counts["rows"] += done.n_rows

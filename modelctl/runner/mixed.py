@@ -11,7 +11,8 @@ import ctypes
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Sequence as Many
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
@@ -21,7 +22,8 @@ from modelctl.errors import LoadFailed
 from modelctl.runner.joined import Joined, MemoryFile, Source, join
 from modelctl.runner.llama import Base, Context, hash_order
 from modelctl.runner.mask import Masker
-from modelctl.runner.sequence import Scales
+from modelctl.runner.scheduler import Plan
+from modelctl.runner.sequence import Scales, Sequence
 
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
@@ -31,23 +33,44 @@ ALONE = 0.3  # seconds with one mix only, after which it runs natively
 LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
 REST = 5.0  # seconds for which what is joined stays, when not all in use can be
-STALE = 30.0  # seconds after which a measured time is asked again
+AGE = {True: 30.0, False: 300.0}  # masked: seconds for which a measured time is believed; tries of turns stall a crowd
 GAIN = 0.9  # a change of mode must promise this much
 EXACT = 1e-3  # a masked logit may differ this much from a native one: it differs by 0 where masking works
 
 
 class StepTimes:
-    """Seconds of a step that generates one token a row, as measured, natively and masked."""
+    """As measured, natively and masked: seconds of a step that generates one token a row, and of a prompt's row."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bool, int], tuple[float, float]] = {}  # (masked, rows) -> (seconds, when)
+        self._prompts: dict[bool, tuple[float, float]] = {}  # masked -> (seconds a row, when)
+        self._n_generated, self._n_of_prompts = 1000.0, 0.0  # rows lately; at first prompts are taken for short
 
     def learn(self, masked: bool, rows: int, seconds: float, now: float) -> None:
         usual = self._known.get((masked, rows), (seconds, now))[0]
         self._known[masked, rows] = (usual + 0.2 * (seconds - usual), now)
+        self._n_generated = 0.999 * self._n_generated + rows
+        self._n_of_prompts *= 0.999
+
+    def learn_prompt(self, masked: bool, rows: int, seconds: float, now: float) -> None:
+        usual = self._prompts.get(masked, (seconds / rows, now))[0]
+        weight = min(0.5, rows / 256)  # short ones tell little: each batch has its price too
+        self._prompts[masked] = (usual + weight * (seconds / rows - usual), now)
+        self._n_of_prompts += rows
+
+    @property
+    def prompt_share(self) -> float:
+        """Rows of prompts, lately, for each that generated."""
+        return self._n_of_prompts / self._n_generated
 
     def forget(self, masked: bool) -> None:
         self._known = {key: value for key, value in self._known.items() if key[0] != masked}
+        self._prompts.pop(masked, None)
+
+    def of_prompt(self, masked: bool, now: float) -> float | None:
+        """Seconds of one row, measured lately."""
+        known = self._prompts.get(masked)
+        return known[0] if known and now - known[1] < AGE[masked] else None
 
     def usual(self, masked: bool, rows: int) -> float | None:
         """Measured for just this."""
@@ -56,7 +79,8 @@ class StepTimes:
 
     def estimate(self, masked: bool, rows: int, now: float) -> float | None:
         """From the nearest number of rows measured lately; a step's cost grows with its rows, and has a floor."""
-        recent = [(abs(n - rows), n, s) for (m, n), (s, at) in self._known.items() if m == masked and now - at < STALE]
+        known = ((n, s) for (m, n), (s, at) in self._known.items() if m == masked and now - at < AGE[masked])
+        recent = [(abs(n - rows), n, s) for n, s in known]
         if not recent:
             return None
         _, n, seconds = min(recent)
@@ -64,14 +88,28 @@ class StepTimes:
 
 
 def is_faster(counts: Mapping[Scales, int], times: StepTimes, *, masked: bool, overhead: float, now: float) -> bool:
-    """Whether one masked step beats a round of native ones, with `counts` rows a mix. `masked`: how they run at
-    present. `overhead`: the share of time that native turns lose to changing adapters."""
+    """Whether masked steps beat rounds of native ones, with `counts` rows a mix, prompts included. `masked`: how they
+    run at present. `overhead`: the share of time that native turns lose to changing adapters."""
+    rows = sum(counts.values())
     native = [times.estimate(False, n, now) for n in counts.values()]
-    one = times.estimate(True, sum(counts.values()), now)
+    one = times.estimate(True, rows, now)
     if one is None or None in native:
-        return len(counts) > 1  # to be tried
+        return one is None and len(counts) > 1  # to be tried
     round_ = sum(seconds for seconds in native if seconds is not None) * (1 + overhead)
+    of_prompts = times.of_prompt(True, now), times.of_prompt(False, now)
+    if of_prompts[0] is not None and of_prompts[1] is not None:
+        one += rows * times.prompt_share * of_prompts[0]
+        round_ += rows * times.prompt_share * of_prompts[1]
     return round_ > GAIN * one if masked else one < GAIN * round_
+
+
+def are_apart(n_rows: int, n_mixes: int, times: StepTimes, *, change: float, now: float) -> bool:
+    """Whether prompts with so many rows had better run natively, mix by mix, than masked, all in one batch. With many
+    adapters or odd scales masks cost a prompt more than others' tokens. `change`: seconds of a change of adapters."""
+    masked, native = times.of_prompt(True, now), times.of_prompt(False, now)
+    if masked is None or native is None:
+        return masked is not None  # to be tried
+    return n_rows * native + (n_mixes + 1) * change < GAIN * n_rows * masked  # and back
 
 
 def give_back() -> None:
@@ -82,11 +120,11 @@ def give_back() -> None:
 
 
 def arrange(
-    orders: Iterable[Sequence[str]], kind: Callable[[str], Hashable], rank: Callable[[str], int], max_rank: int
+    orders: Iterable[Many[str]], kind: Callable[[str], Hashable], rank: Callable[[str], int], max_rank: int
 ) -> Groups:
     """Groups for as many mixes as fit, first come, first served. `orders`: of each mix the digests, as llama.cpp adds
     them. Adapters of one mix lie in different groups, in that order; one group holds one kind."""
-    accepted: list[Sequence[str]] = []
+    accepted: list[Many[str]] = []
     groups: Groups = ()
     for order in orders:
         digests = {d for o in (*accepted, order) for d in o}
@@ -99,7 +137,7 @@ def arrange(
     return groups
 
 
-def _levels(orders: Sequence[Sequence[str]], kind: Callable[[str], Hashable]) -> Groups | None:
+def _levels(orders: Many[Many[str]], kind: Callable[[str], Hashable]) -> Groups | None:
     """Each adapter's level is above those of all that come before it in some mix; None: two mixes contradict."""
     level = {digest: 0 for order in orders for digest in order}
     for _ in range(len(level) + 1):
@@ -153,7 +191,7 @@ class Mixed:
         self._used: dict[Scales, float] = {}
         self._covered: dict[tuple[str, ...], bool] = {}
         self._alone_since: float | None = None
-        self._rows: Sequence[Scales] = ()  # that `_together` was chosen for
+        self._rows: Many[Scales] = ()  # that `_together` was chosen for
         self._together: frozenset[Scales] = frozenset()
         self._look_again = 0.0
         self._is_proven = False
@@ -162,7 +200,7 @@ class Mixed:
 
     # which mixes may share a batch
 
-    def choose(self, rows: Sequence[Scales], now: float, overhead: float) -> frozenset[Scales]:
+    def choose(self, rows: Many[Scales], now: float, overhead: float) -> frozenset[Scales]:
         """The mixes that share their batches in this step, perhaps none; `rows`: the mix of each that runs."""
         if self.mode == "never" or self.refused:
             return frozenset()
@@ -190,6 +228,23 @@ class Mixed:
             self.on = False
         return frozenset(covered) if self.on else frozenset()
 
+    def split(self, plan: Plan, now: float, change: float) -> list[Plan]:
+        """A batch, or where that is faster its prompts natively, mix by mix, and the rest masked."""
+        if plan.scales is not None or plan.generates or self.mode != "auto":
+            return [plan]
+        parts: dict[Scales | None, list[tuple[Sequence, int]]] = {}
+        for sequence, n in plan.rows:
+            parts.setdefault(sequence.scales if n > 1 else None, []).append((sequence, n))
+        n_mixes = len(parts) - (None in parts)
+        n_rows = plan.n_rows - len(parts.get(None, ()))
+        if not are_apart(n_rows, n_mixes, self.times, change=change, now=now):
+            return [plan]
+        return [Plan(scales, tuple(rows)) for scales, rows in parts.items()]
+
+    @property
+    def is_joining(self) -> bool:
+        return self._building is not None
+
     def covers(self, scales: Scales) -> bool:
         """Whether what is joined now computes this mix exactly."""
         digests = tuple(digest for digest, _ in scales)
@@ -197,7 +252,7 @@ class Mixed:
             self._covered[digests] = bool(self.groups) and self._is_in_order(digests)
         return self._covered[digests]
 
-    def _is_in_order(self, digests: Sequence[str]) -> bool:
+    def _is_in_order(self, digests: Many[str]) -> bool:
         """Whether these adapters are joined, and would be added in the order in which they are natively."""
         places = {digest: i for i, group in enumerate(self.groups) for digest in group}
         order = self._base.native_order(digests)
@@ -241,7 +296,7 @@ class Mixed:
         ranks = {digest: self._sources[digest].max_rank for group in self.groups for digest in group}
         return 2 * sum(rank for digest, rank in ranks.items() if digest in used) <= sum(ranks.values())
 
-    def _join(self, orders: Sequence[Sequence[str]]) -> list[Joined]:
+    def _join(self, orders: Many[Many[str]]) -> list[Joined]:
         """On the worker's thread; empty when there is nothing to gain."""
         for digest in {d for order in orders for d in order} - self._sources.keys():
             self._sources[digest] = Source(digest, self._paths[digest])
@@ -290,7 +345,7 @@ class Mixed:
         self.times.forget(masked=True)
         give_back()
 
-    def _load(self, joined: Sequence[Joined]) -> None:
+    def _load(self, joined: Many[Joined]) -> None:
         """Attach them where llama.cpp walks each, then its spare, then the next (see `hash_order`). Their addresses
         decide, so a scout, which costs little, goes first; when it leaves, the next takes its place."""
         files = [file for one in joined for file in (one.file, one.spare)]
@@ -349,7 +404,7 @@ class Mixed:
 
     # a batch
 
-    def enter(self, rows: tuple[Scales, ...], wanted: Sequence[int]) -> None:
+    def enter(self, rows: tuple[Scales, ...], wanted: Many[int]) -> None:
         """The next decode is masked: batch row i is of mix rows[i]."""
         self._context.watch(True)
         self._context.set_mix(self._mix)
