@@ -28,9 +28,9 @@ _ENV = re.compile(
     r"PATH|HOME|TMPDIR|TZ|LANG|LC_\w+|VIRTUAL_ENV|(DY)?LD_\w+|(OMP|GOMP|KMP|GGML|LLAMA|CUDA|NVIDIA|HIP|HSA|ROCR|GPU|VK|"
     r"SYCL|ONEAPI|OPENBLAS|MKL)_\w+|GLIBC_TUNABLES|MODELCTL_TEST_\w+"
 )
-# Each token reads all weights: on huge pages, where the kernel leaves that to programs, a step takes 1 to 5% less. And
-# what is large goes back to the system when it is freed; glibc would soon begin to keep it.
-_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4194304"
+# What is large goes back to the system when it is freed; glibc would soon begin to keep it. (Its huge pages would make
+# a step 1 to 5% faster, and a load take twice as long.)
+_MALLOC = "glibc.malloc.mmap_threshold=4194304"
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
