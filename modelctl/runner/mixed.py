@@ -79,11 +79,10 @@ class StepTimes:
 
     def estimate(self, masked: bool, rows: int, now: float) -> float | None:
         """From the nearest number of rows measured lately; a step's cost grows with its rows, and has a floor."""
-        known = ((n, s) for (m, n), (s, at) in self._known.items() if m == masked and now - at < AGE[masked])
-        recent = [(abs(n - rows), n, s) for n, s in known]
+        recent = [(n, s) for (m, n), (s, at) in self._known.items() if m == masked and now - at < AGE[masked]]
         if not recent:
             return None
-        _, n, seconds = min(recent)
+        n, seconds = min(recent, key=lambda known: abs(known[0] - rows))
         return seconds * (rows + 1) / (n + 1)
 
 
@@ -113,8 +112,7 @@ def are_apart(n_rows: int, n_mixes: int, times: StepTimes, *, change: float, now
 
 
 def give_back() -> None:
-    """To the system what loading has freed, of which glibc keeps much: adapters are loaded several times over until
-    they are in their places."""
+    """To the system what is free, of which glibc keeps much where nobody tells it not to (child.py does)."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
