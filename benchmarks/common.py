@@ -111,6 +111,30 @@ def random_adapter(base: Path, target: Path, seed: int, rank: int = 16) -> Path:
     return target
 
 
+class Received(asyncio.Protocol):
+    """What a server sends, looked at only when it has ended: until then the cores are the servers'."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[float, bytes]] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self._pieces.append((time.perf_counter(), data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def chunks(self) -> Iterator[tuple[float, dict[str, Any]]]:
+        """When each line of JSON came, by time.perf_counter, and what it says."""
+        rest = b""
+        for at, data in (*self._pieces, (time.perf_counter(), b"\n")):  # what is wrong may come without an end of line
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if (start := line.find(b"{")) >= 0:
+                    yield at, json.loads(line[start:])
+
+
 class Server:
     """A server under test. `mix` in requests maps adapter indices to scales."""
 
@@ -142,26 +166,25 @@ class Server:
     async def ask(self, prompt: str, n: int, mix: dict[int, float] | None = None, **more: Any) -> Answer:
         path, body = self.body(prompt, n, mix or {}, **more)
         data = json.dumps(body).encode()
-        started = time.perf_counter()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        started = time.perf_counter()
+        transport, received = await asyncio.get_running_loop().create_connection(Received, "127.0.0.1", self.port)
+        try:
+            transport.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+            await received.ended
+        finally:
+            transport.abort()
+        seconds = time.perf_counter() - started
         times: list[float] = []
         counts = (0, 0)
-        async for line in reader:
-            at = line.find(b"{")
-            if at < 0:
-                continue
-            chunk = json.loads(line[at:])
+        for at, chunk in received.chunks():
             if "error" in chunk:
                 raise SystemExit(f"{self.name}: {chunk['error']}")
             text, end = self.read(chunk)
             if text:
-                times.append(time.perf_counter())
+                times.append(at)
             counts = end or counts
-        writer.close()
-        first = times[0] - started if times else 0.0
-        return Answer(counts[0], time.perf_counter() - started, first, counts[1], tuple(times))
+        return Answer(counts[0], seconds, times[0] - started if times else 0.0, counts[1], tuple(times))
 
     def stop(self) -> None:
         self.process.terminate()
