@@ -18,9 +18,10 @@ import numpy.typing as npt
 from modelctl.errors import LoadFailed, ModelctlError
 from modelctl.runner import logprobs
 from modelctl.runner.cache import PrefixCache
+from modelctl.runner.costs import StepTimes
 from modelctl.runner.frames import Delta
 from modelctl.runner.llama import Base, Context
-from modelctl.runner.mixed import LOOK, Mixed, StepTimes
+from modelctl.runner.mixed import LOOK, Mixed
 from modelctl.runner.scheduler import Plan, Scheduler
 from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.threads import Threads
