@@ -8,7 +8,7 @@ register: hence `PAD`.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -54,11 +54,6 @@ class Layout:
     @property
     def rank(self) -> int:
         return self.parts[-1].stop
-
-    def window(self, digests: Container[str]) -> tuple[int, int]:
-        """The rows from the first of these adapters to the last; of some adapter, where there is none of them."""
-        used = [part for part in self.parts if part.digest in digests] or self.parts[:1]
-        return used[0].start, used[-1].stop
 
 
 class MemoryFile:

@@ -17,9 +17,10 @@ import pytest
 from modelctl.runner.joined import B, Layout, Part, Source, join, needs_padding
 from modelctl.runner.layout import N_IDLE, layout
 from modelctl.runner.llama.base import hash_order
-from modelctl.runner.mask import factors_of, owners_of
+from modelctl.runner.mask import factors_of, mask_of
 from modelctl.runner.mixed import KEEP, Mixed, arrange
 from modelctl.runner.sequence import Scales
+from modelctl.runner.window import Window
 from tests.runner.harness import Harness
 from tests.runner.tiny_models import mixture, random_adapter
 
@@ -62,15 +63,6 @@ def test_the_rank_is_bounded() -> None:
     assert arranged("abc", "a", max_rank=32) == ["a"]
 
 
-def test_the_window_reaches_from_the_first_adapter_in_use_to_the_last() -> None:
-    layout = Layout((Part("a", 0, 16, 32.0), Part("b", 16, 48, 32.0), Part("c", 48, 64, 32.0)))
-    assert layout.window({"a", "b", "c", "else"}) == (0, 64)
-    assert layout.window({"b"}) == (16, 48)
-    assert layout.window({"c", "b"}) == (16, 64)
-    assert layout.window({"a", "c"}) == (0, 64)
-    assert layout.window({"else"}) == (0, 16), "a product must have some rows; they are masked"
-
-
 def test_llama_cpp_walks_adapters_newest_first_unless_buckets_collide() -> None:
     assert hash_order([1, 2, 3]) == [2, 1, 0]
     assert hash_order([1, 2, 14]) == [1, 2, 0], "14 and 1 share a bucket: they stay together"
@@ -92,7 +84,8 @@ def test_large_contexts_share_their_cells() -> None:
 def test_masks_pick_rows_and_leave_the_rest_to_the_scale_node() -> None:
     made = Layout((Part("a", 0, 2, 4.0), Part("b", 2, 3, 0.0)))
     rows: list[Scales] = [(("a", 1.0),), (), (("b", 0.25),), (("a", -0.5), ("x", 3.0))]
-    assert owners_of(made, rows).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]]
+    assert mask_of(made, rows, Window(0, 3)).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]]
+    assert mask_of(made, rows, Window(0, 2, 2, 1)).tolist() == [[1, 1], [0, 0], [0, 1], [1, 0]]
     assert factors_of(made, rows, 2.0)[:, 0].tolist() == [1.0, 1.0, 0.125, -0.5]
 
 
@@ -204,14 +197,16 @@ def random_mixes(rng: random.Random, n: int, most: int) -> list[Scales]:
 SetMix = Callable[[int, list[int], list[int]], None]  # of the step, with each row's sequence and whether it is wanted
 
 
-def decoded(harness: Harness, n: int, set_mix: SetMix, n_steps: int = 1) -> list[npt.NDArray[np.float32]]:
-    """Logits of `n` sequences after a prompt each, and after each of `n_steps` tokens more."""
-    context, length = harness.engine.shared.context, 3
+def decoded(
+    harness: Harness, n: int, set_mix: SetMix, n_steps: int = 1, length: int = 3
+) -> list[npt.NDArray[np.float32]]:
+    """Logits of `n` sequences after a prompt of `length` each, and after each of `n_steps` tokens more."""
+    context = harness.engine.shared.context
     harness.engine.spin.decoding(True)  # the engine's steps would say so
     seqs = [s for s in range(n) for _ in range(length)]
-    wanted = [0, 0, 1] * n
+    wanted = [*[0] * (length - 1), 1] * n
     set_mix(0, seqs, wanted)
-    assert context.decode([100 + s for s in seqs], [0, 1, 2] * n, seqs, wanted)
+    assert context.decode([100 + s for s in seqs], [*range(length)] * n, seqs, wanted)
     logits = [context.logits(n).copy()]
     for step in range(1, n_steps + 1):
         set_mix(step, list(range(n)), [1] * n)
@@ -222,8 +217,8 @@ def decoded(harness: Harness, n: int, set_mix: SetMix, n_steps: int = 1) -> list
     return logits
 
 
-@pytest.mark.parametrize(("n", "most"), [(16, 1), (8, 2), (5, 8)])
-def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> None:
+@pytest.mark.parametrize(("n", "most", "length"), [(16, 1, 3), (8, 2, 3), (5, 8, 3), (8, 1, 20), (6, 2, 40)])
+def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int, length: int) -> None:
     mixed, context = mixed_of(crowd), crowd.engine.shared.context
     mixes = random_mixes(random.Random(n + most), n, most)
     settle(mixed, mixes)
@@ -231,18 +226,22 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int) -> N
     mixes = [mix for mix in mixes if mixed.covers(mix)]
     assert len(mixes) >= 2, "hardly any mix could be masked"
     n = len(mixes)
-    masked = decoded(crowd, n, lambda _, seqs, wanted: mixed.enter(tuple(mixes[s] for s in seqs), wanted))
+
+    def enter(_step: int, seqs: list[int], wanted: list[int]) -> None:
+        mixed.enter(tuple(mixes[s] for s in seqs), wanted)
+
+    masked = decoded(crowd, n, enter, length=length)
     assert not mixed.problem
     mixed.leave()
     for s, mix in enumerate(mixes):
-        native = decoded(crowd, n, lambda *_, mix=mix: context.set_mix(mix))  # type: ignore[misc]
+        native = decoded(crowd, n, lambda *_, mix=mix: context.set_mix(mix), length=length)
         for ours, theirs in zip(masked, native, strict=True):
             assert np.array_equal(ours[s], theirs[s]), f"{mix}: off by {np.abs(ours[s] - theirs[s]).max()}"
 
 
-def assert_as_native(harness: Harness, crowds: Sequence[Sequence[Scales]]) -> list[bool]:
-    """One graph for a prompt and for each step under these mixes: every logit is that of native batches. Whether
-    llama.cpp had to call back at each."""
+def assert_as_native(harness: Harness, crowds: Sequence[Sequence[Scales]], length: int = 3) -> list[bool]:
+    """One graph for prompts of this length and for each step under these mixes: every logit is that of native batches.
+    Whether llama.cpp had to call back at each."""
     mixed, context = mixed_of(harness), harness.engine.shared.context
     n, n_steps = len(crowds[0]), len(crowds) - 1
     reserves, asks = [], []
@@ -252,14 +251,18 @@ def assert_as_native(harness: Harness, crowds: Sequence[Sequence[Scales]]) -> li
         asks.append(mixed._masker.asks)
         reserves.append(context.n_reserves)
 
-    masked = decoded(harness, n, enter, n_steps=n_steps)
+    masked = decoded(harness, n, enter, n_steps=n_steps, length=length)
     assert not mixed.problem
     assert len(set(reserves)) == 1
     assert context._watch is not None
     assert context._watch._scheduler, "llama.cpp's scheduler was not found, so it asks about every node"
     mixed.leave()
     for s in range(n):
-        native = decoded(harness, n, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=n_steps)  # type: ignore[misc]
+
+        def set_mix(step: int, *_: object, s: int = s) -> None:
+            context.set_mix(crowds[step][s])
+
+        native = decoded(harness, n, set_mix, n_steps=n_steps, length=length)
         for step, (ours, theirs) in enumerate(zip(masked, native, strict=True)):
             assert np.array_equal(ours[s], theirs[s]), f"step {step}: off by {np.abs(ours[s] - theirs[s]).max()}"
     return asks
@@ -291,6 +294,17 @@ def test_a_graph_that_is_used_again_computes_what_is_in_use(crowd: Harness) -> N
     asks = assert_as_native(crowd, crowds)
     if not has_experts(mixed_of(crowd)):
         assert asks[-1] is False, "the same adapters are in use as in the step before"
+
+
+def test_each_prompt_of_a_batch_computes_only_its_own(crowd: Harness) -> None:
+    """Also where the last layer's rows, which are fewer, are computed in one go."""
+    mixes: list[Scales] = [(("a", 1.0),), (("b", 0.7),), (("c", -0.5),)]
+    join_anew(mixed_of(crowd), mixes)
+    mixed_of(crowd).enter(tuple(mix for mix in mixes for _ in range(20)), [*[0] * 19, 1] * len(mixes))
+    n_blocks, of_outputs = mixed_of(crowd)._masker._windows[:, :, 2].T
+    assert n_blocks.max() == 3 or has_experts(mixed_of(crowd))
+    assert of_outputs.max() == 1
+    assert_as_native(crowd, [mixes, mixes], length=20)
 
 
 def test_a_matrix_that_is_looked_up_is_cut_too(tmp_path: Path) -> None:
