@@ -352,6 +352,20 @@ def test_one_mix_runs_natively(base: Path, adapters: dict[str, Path]) -> None:
     harness.close()
 
 
+def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Path, adapters: dict[str, Path]) -> None:
+    """The first of a crowd comes alone."""
+    harness = Harness(base, adapters, exact=False)
+    mixed = mixed_of(harness)
+    crowd: list[Scales] = [(("pirate", 1.0),), (("json", 1.0),)]
+    settle(mixed, crowd)
+    now = time.perf_counter()
+    assert len(mixed.choose(crowd, now, 0.1)) == 2
+    for seconds, n in ((5.0, 1), (5.2, 1), (5.8, 0), (6.2, 0), (9.0, 0)):
+        assert len(mixed.choose(crowd[:1], now + seconds, 0.1)) == n, f"after {seconds} seconds"
+    assert len(mixed.choose(crowd, now + 9.1, 0.1)) == 2
+    harness.close()
+
+
 def test_beyond_the_rank_limit_mixes_take_turns(base: Path, adapters: dict[str, Path]) -> None:
     harness = Harness(base, adapters, exact=False, mixed="always", mixed_rank=32)
     voices = [{name: 1.0} for name in adapters]
