@@ -56,19 +56,19 @@ class Threads:
         return self.n
 
     def _start_over(self, shape: Hashable, now: float) -> None:
-        """The times of another shape say nothing about it; where its own are not known yet, a try comes soon."""
+        """The times of another shape say nothing about it."""
         self._shape, self.n = shape, self._home
         self._recent.clear()
         self._trial.clear()
         self._next = max(self._next, now + SOONEST)
-        if shape not in self._best:
-            self._next = min(self._next, now + USUAL)
 
     def _watch(self, seconds: float, now: float) -> None:
         self._recent.append(seconds)
         if len(self._recent) < N_TRIAL and sum(self._recent) < SOONEST:
             return
         usual = fmean(self._recent)
+        if self._shape not in self._best:  # a shape that lasts, and was never tried otherwise
+            self._next = min(self._next, now + USUAL)
         best = self._best[self._shape] = min(self._best.get(self._shape, usual), usual)
         slow = usual > SLOWDOWN * best and now >= self._last + SOONEST
         if now >= self._next or slow:

@@ -10,7 +10,7 @@ from modelctl.runner.sequence import Scales
 
 Span = tuple[int, int]  # from the first row to behind the last
 MAX_BLOCKS = 16
-MIN_BLOCK = 16  # tokens; a smaller product may take another way through llama.cpp, and round otherwise
+MIN_BLOCK = 8  # tokens; a smaller product may take another way through llama.cpp, and round otherwise
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_tries_get_rarer_though_crowds_come_and_go() -> None:
     threads = Threads(2)
     now, tries, before = 0.0, 0, 2
     for crowd in range(30):
-        for rows in [1] * 20 + [8] * 100:
+        for rows in [1] * 20 + [8] * 100 + [7, 6, 5 if crowd % 2 else 4, 3]:
             took = (0.010 if rows == 1 else 0.040) * (1 if threads.n == 2 else 1.8)
             now += took
             before, n = threads.n, threads.record(rows, took, now)
