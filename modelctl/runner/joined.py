@@ -7,13 +7,14 @@ register: hence `PAD`.
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from modelctl.gguf_check import InvalidGGUF, read_header
 
 A, B = ".lora_a", ".lora_b"
 PAD = 16  # floats in the widest register that llama.cpp's matrix products use
+ALIGNMENT = 64  # bytes, of a weight's first
 TILE = 4  # rows of a matrix that those products need a multiple of; else they go another way, and round otherwise
 EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
 _FLOATS = ("F32", "F16")
@@ -74,28 +76,30 @@ class MemoryFile:
         os.close(self._fd)
 
 
+class Matrix(NamedTuple):
+    """A weight as ggml sees it: its GGML type, elements and bytes to the next along each axis, and its address."""
+
+    type: int
+    ne: tuple[int, ...]
+    nb: tuple[int, ...]
+    data: int
+
+
 @dataclass(frozen=True)
 class Joined:
-    """A GGUF adapter in memory. `factor` is what B was multiplied by: what llama.cpp would multiply by at scale 1,
-    where that is one power of two for all parts, else 1. `spare`: another one, of zeros for the same tensors; its nodes
-    in llama.cpp's graphs are there to be changed into what is missing. `scout`: one without tensors, to find out where
-    llama.cpp would put the next."""
+    """Several adapters as one, in memory of its own, which lives as long as this does. `factor` is what B was
+    multiplied by: what llama.cpp would multiply by at scale 1, where that is one power of two for all parts, else 1."""
 
-    file: MemoryFile
-    spare: MemoryFile
-    scout: MemoryFile
     digests: tuple[str, ...]
     layouts: Mapping[str, Layout]  # name of the base's tensor -> who owns what
+    matrices: Mapping[str, tuple[Matrix, Matrix]]  # the same name -> A and B
     factor: float
+    architecture: str
+    _memory: mmap.mmap
 
     @property
     def rank(self) -> int:
         return max((layout.rank for layout in self.layouts.values()), default=0)
-
-    def close(self) -> None:
-        """Once llama.cpp has them."""
-        for file in (self.file, self.spare, self.scout):
-            file.close()
 
 
 class Source:
@@ -159,7 +163,6 @@ class _Tensor:
     parts: Sequence[npt.NDArray[Any]]
     axis: int = -1
     factor: float = 1.0
-    kind: Any = None  # its GGML type, where that is not the parts' own
 
     @property
     def shape(self) -> list[int]:
@@ -171,13 +174,21 @@ class _Tensor:
     def dtype(self) -> np.dtype[Any]:
         return self.parts[0].dtype
 
-    def data(self) -> npt.NDArray[Any]:
-        data = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts, self.axis)
-        return data if self.factor == 1 else data * self.dtype.type(self.factor)
+    @property
+    def n_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def write(self, memory: Any) -> npt.NDArray[Any]:
+        """To this buffer, and returns it as an array."""
+        data = np.frombuffer(memory, self.dtype).reshape(self.shape)
+        np.concatenate(self.parts, self.axis, out=data)
+        if self.factor != 1:
+            data *= self.dtype.type(self.factor)
+        return data
 
 
 def join(sources: Sequence[Source]) -> Joined:
-    """Write the joined adapter to memory. The sources are of one kind, or one alone."""
+    """The sources are of one kind, or one alone."""
     names = list(dict.fromkeys(name for source in sources for name in source.names))
     owners = {name: [source for source in sources if name + A in source.tensors] for name in names}
     interned: dict[Layout, Layout] = {}
@@ -186,28 +197,52 @@ def join(sources: Sequence[Source]) -> Joined:
         layout = _layout(name, owners[name])
         layouts[name] = interned.setdefault(layout, layout)
     factor = _common_factor(interned, (source.tensors[name + B].data for name in names for source in owners[name]))
-    tensors = [tensor for name in names for tensor in _joined_tensors(name, owners[name], factor)]
-    zeros = [zero for name in names for zero in _zeros(name, owners[name][0])]
-    architecture = sources[0].architecture
-    file = _write("joined-adapter", architecture, 0.0, tensors)
-    spare = _write("spare-adapter", architecture, 0.0, zeros)
-    scout = _write("scout-adapter", architecture, 0.0, [])
-    return Joined(file, spare, scout, tuple(s.digest for s in sources), layouts, factor)
+    tensors = [_joined_tensor(name, suffix, owners[name], factor) for name in names for suffix in (A, B)]
+    memory = mmap.mmap(-1, sum(_aligned(t.n_bytes) for t in tensors) + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    matrices: dict[str, tuple[Matrix, Matrix]] = {}
+    start = 0
+    for name, a, b in zip(names, tensors[::2], tensors[1::2], strict=True):
+        both = []
+        for tensor, suffix in ((a, A), (b, B)):
+            data = tensor.write(memoryview(memory)[start : start + tensor.n_bytes])
+            both.append(_matrix(owners[name], name, suffix, data))
+            start += _aligned(tensor.n_bytes)
+        matrices[name] = (both[0], both[1])
+    return Joined(tuple(s.digest for s in sources), layouts, matrices, factor, sources[0].architecture, memory)
 
 
-def _joined_tensors(name: str, owners: Sequence[Source], factor: float) -> Iterator[_Tensor]:
-    for suffix, times in ((A, 1.0), (B, factor)):
-        tensors = [source.tensors[name + suffix] for source in owners]
-        axis = -1 - rank_axis(name, suffix)  # numpy counts from the other end
-        yield _Tensor(name + suffix, [t.data for t in tensors], axis, times, tensors[0].tensor_type)
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def _zeros(name: str, source: Source) -> Iterator[_Tensor]:
-    """A and B of rank 1 for one of the base's tensors that `source` changes."""
-    for suffix in (A, B):
-        shape = [int(n) for n in source.tensors[name + suffix].shape]
-        shape[rank_axis(name, suffix)] = 1
-        yield _Tensor(name + suffix, [np.zeros(shape[::-1], np.float16)])
+def _joined_tensor(name: str, suffix: str, owners: Sequence[Source], factor: float) -> _Tensor:
+    axis = -1 - rank_axis(name, suffix)  # numpy counts from the other end
+    parts = [source.tensors[name + suffix].data for source in owners]
+    return _Tensor(name + suffix, parts, axis, factor if suffix == B else 1.0)
+
+
+def _matrix(owners: Sequence[Source], name: str, suffix: str, data: npt.NDArray[Any]) -> Matrix:
+    import gguf
+
+    first = owners[0].tensors[name + suffix]
+    ne = [int(n) for n in first.shape] + [1] * (4 - len(first.shape))
+    ne[rank_axis(name, suffix)] = sum(source.rank(name) for source in owners)
+    block, size = gguf.GGML_QUANT_SIZES[first.tensor_type]
+    nb = [size, size * (ne[0] // block)]
+    nb += [nb[1] * ne[1], nb[1] * ne[1] * ne[2]]
+    return Matrix(int(first.tensor_type), tuple(ne), tuple(nb), data.ctypes.data)
+
+
+def carrier(architecture: str, shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> MemoryFile:
+    """An adapter of rank 1 and zeros; its nodes in llama.cpp's graphs are there to be changed into those of joined
+    adapters. `shapes`: name of a tensor of the base -> `ne` of an A and of a B for it, of any rank."""
+    tensors: list[_Tensor] = []
+    for name, both in shapes.items():
+        for suffix, ne in zip((A, B), both, strict=True):
+            shape = [n for i, n in enumerate(ne) if i < 2 or n > 1]
+            shape[rank_axis(name, suffix)] = 1
+            tensors.append(_Tensor(name + suffix, [np.zeros(shape[::-1], np.float16)]))
+    return _write("carrier-adapter", architecture, 0.0, tensors)
 
 
 def needs_padding(path: str) -> bool:
@@ -266,8 +301,7 @@ def _is_exact(b: npt.NDArray[Any], factor: np.floating[Any]) -> bool:
 
 
 def _write(name: str, architecture: str, alpha: float, tensors: Sequence[_Tensor]) -> MemoryFile:
-    """A GGUF adapter in memory, made tensor by tensor: joined adapters are large, and change while others generate.
-    alpha 0: llama.cpp takes the scale as it is."""
+    """A GGUF adapter in memory, made tensor by tensor. alpha 0: llama.cpp takes the scale as it is."""
     import gguf
 
     file = MemoryFile(name)
@@ -277,13 +311,12 @@ def _write(name: str, architecture: str, alpha: float, tensors: Sequence[_Tensor
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
         for t in tensors:
-            n_bytes = prod(t.shape) * t.dtype.itemsize
-            writer.add_tensor_info(t.name, t.shape, t.dtype, n_bytes, t.kind)
+            writer.add_tensor_info(t.name, t.shape, t.dtype, t.n_bytes)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(t.data())
+            writer.write_tensor_data(t.write(bytearray(t.n_bytes)))
         writer.close()
     except BaseException:
         file.close()

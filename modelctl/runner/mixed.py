@@ -20,16 +20,15 @@ import numpy as np
 
 from modelctl.errors import LoadFailed
 from modelctl.runner.costs import StepTimes, are_apart, is_faster
-from modelctl.runner.joined import Joined, MemoryFile, Source, join
-from modelctl.runner.llama import Base, Context, hash_order
+from modelctl.runner.joined import Joined, Source, carrier, join
+from modelctl.runner.llama import Base, Context
 from modelctl.runner.mask import Masker
 from modelctl.runner.scheduler import Plan
 from modelctl.runner.sequence import Scales, Sequence
 
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
-MAX_GROUPS = 12  # each is two adapters for llama.cpp: joined ones, and their spare; up to 29 it walks as is known
-N_SCOUTS = 1000  # places looked at, to find one for each of them
+MAX_GROUPS = 12  # each is two adapters for llama.cpp, and eight nodes at each product
 ALONE = 0.3  # seconds with one mix only, after which it runs natively
 LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
@@ -107,7 +106,8 @@ class Mixed:
         self.on = False
         self.refused = "" if context.can_watch else "this llama.cpp does not let its callback be switched"
         self._joined: list[Joined] = []
-        self._mix: Scales = ()
+        self._mix: Scales = ()  # the carriers
+        self._shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # of what they change: see `carrier`
         self._sources: dict[str, Source] = {}
         self._tried: frozenset[Scales] = frozenset()
         self._building: Future[list[Joined]] | None = None
@@ -120,7 +120,6 @@ class Mixed:
         self._together: frozenset[Scales] = frozenset()
         self._look_again = 0.0
         self._is_proven = False
-        self._n_loads = itertools.count()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="join")
 
     # which mixes may share a batch
@@ -246,60 +245,38 @@ class Mixed:
             print(f"mixed batches are off: {error}", file=sys.stderr)
 
     def _install(self, joined: list[Joined]) -> None:
-        """Put other joined adapters in the place of those there are, or raise `LoadFailed` and have none."""
-        self.drop()
-        self._joined = joined
-        try:
-            self._load(joined)
-        finally:
-            for one in joined:
-                one.close()
+        """Put other joined adapters in the place of those there are, or raise `LoadFailed`."""
+        self._carry(joined)
         self._masker.use(joined)
-        self._context.watch(True)
-        for name in self._base.native_order([name for name, _ in self._mix]):
-            self._context.set_mix(((name, 1.0),))
-            if not self._masker.learn(self._probe):
-                raise LoadFailed("the joined adapters' weights are not where they were looked for")
-        self._context.set_mix(self._mix)
-        if not self._masker.in_order(self._probe):
-            raise LoadFailed("llama.cpp adds adapters in another order than expected")
-        self._context.set_mix(())  # the graph that was made while learning has no masks
+        self._joined = joined
         self.groups = tuple(one.digests for one in joined)
         self._covered.clear()
         if not self._is_proven:
             self._prove()
         self.times.forget(masked=True)
+
+    def _carry(self, joined: Many[Joined]) -> None:
+        """Attach carriers for these, where those that are do not do: a pair for each, or for one more."""
+        shapes = {name: (a.ne, b.ne) for one in joined for name, (a, b) in one.matrices.items()}
+        if shapes.keys() <= self._shapes.keys() and 0 <= len(self._mix) - 2 * len(joined) <= 2:
+            return
+        shapes = self._shapes | shapes
+        self.drop()
+        file = carrier(joined[0].architecture, shapes)
+        try:
+            for i in range(2 * len(joined)):
+                name = f"carrier:{i}"
+                self._base.attach(name, file.path)
+                self._mix = ((name, 1.0), *self._mix)
+        finally:
+            file.close()
+        self._shapes = shapes
+        self._context.watch(True)
+        self._context.set_mix(self._mix)
+        if not self._masker.learn(shapes, len(self._mix), self._probe):
+            raise LoadFailed("the carriers' weights are not where they were looked for")
+        self._context.set_mix(())  # the graph that was made while learning has no masks
         give_back()
-
-    def _load(self, joined: Many[Joined]) -> None:
-        """Attach them where llama.cpp walks each, then its spare, then the next (see `hash_order`). Their addresses
-        decide, so a scout, which costs little, goes first; when it leaves, the next takes its place."""
-        files = [file for one in joined for file in (one.file, one.spare)]
-        turns = sorted(zip(hash_order(range(len(files))), files, strict=True), key=lambda turn: turn[0])
-        placed: list[str] = []
-        others: list[str] = []  # kept for a while, so that the next lies elsewhere
-        spacers: list[bytearray] = []  # without them each may lie as far from the last, always in the same bucket
-        for _, file in turns:
-            while len(others) <= N_SCOUTS:
-                name = self._attach(joined[0].scout)
-                if self._base.are_apart([*placed, name]):
-                    self._base.detach(name)
-                    name = self._attach(file)
-                    if self._base.are_apart([*placed, name]):
-                        placed.append(name)
-                        break
-                others.append(name)
-                spacers.append(bytearray(1024 + 16 * len(others)))
-        for name in others:
-            self._base.detach(name)
-        self._mix = tuple((name, 1.0) for name in reversed(placed))  # the last is handed over first
-        if len(placed) < len(files):
-            raise LoadFailed("llama.cpp would add adapters in another order")
-
-    def _attach(self, file: MemoryFile) -> str:
-        name = f"joined:{next(self._n_loads)}"
-        self._base.attach(name, file.path)
-        return name
 
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
@@ -318,15 +295,16 @@ class Mixed:
         self._is_proven = True
 
     def drop(self) -> None:
-        """Free the joined adapters."""
+        """Free the joined adapters and their carriers."""
         self.on = False
         self.groups = ()
         self._covered.clear()
         self.leave()
         self._context.set_mix(())
+        self._masker.forget()
         for name, _ in self._mix:
             self._base.detach(name)
-        self._mix, self._joined = (), []
+        self._mix, self._joined, self._shapes = (), [], {}
 
     # a batch
 

@@ -95,7 +95,6 @@ def test_ranks_that_registers_do_not_divide_are_padded(base: Path, adapters: dic
     sources = [Source(str(i), str(random_adapter(base, tmp_path / f"{i}.gguf", i))) for i in range(3)]
     joined = join(sources)
     assert (joined.rank, joined.factor) == (48, 2.0)
-    joined.close()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,6 @@ def test_the_common_factor_goes_into_b_only_where_that_is_exact(
     }
     joined = join([source])
     assert joined.factor == factor
-    joined.close()
 
 
 # exactness
@@ -301,10 +299,39 @@ def test_each_prompt_of_a_batch_computes_only_its_own(crowd: Harness) -> None:
     mixes: list[Scales] = [(("a", 1.0),), (("b", 0.7),), (("c", -0.5),)]
     join_anew(mixed_of(crowd), mixes)
     mixed_of(crowd).enter(tuple(mix for mix in mixes for _ in range(20)), [*[0] * 19, 1] * len(mixes))
-    n_blocks, of_outputs = mixed_of(crowd)._masker._windows[:, :, 2].T
+    weights = mixed_of(crowd)._masker._weights
+    assert weights is not None
+    n_blocks, of_outputs = weights.windows[:, :, 2].T
     assert n_blocks.max() == 3 or has_experts(mixed_of(crowd))
     assert of_outputs.max() == 1
     assert_as_native(crowd, [mixes, mixes], length=20)
+
+
+def test_a_graph_goes_on_when_others_are_joined(crowd: Harness) -> None:
+    """Nothing is loaded and no graph rebuilt when the adapters in use change: those that come change other tensors, and
+    are of other ranks and types."""
+    mixed, context = mixed_of(crowd), crowd.engine.shared.context
+    a, c, d, g = ((("a", 1.0),), (("c", 1.0),), (("d", 0.7),), (("g", 1.0),))
+    join_anew(mixed, [a, c, d, g])  # so that there are carriers for all
+    crowds: list[list[Scales]] = [[a, c], [a, c], [d, d], [g, ()], [g, c]]
+    reserves: list[int] = []
+
+    def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
+        if step != 1:
+            mixed._used, mixed._tried, mixed.groups = {}, frozenset(), ()
+            mixed._covered.clear()
+            settle(mixed, crowds[step])
+        mixed.enter(tuple(crowds[step][s] for s in seqs), wanted)
+        reserves.append(context.n_reserves)
+
+    masked = decoded(crowd, 2, enter, n_steps=4)
+    assert not mixed.problem
+    assert len(set(reserves)) == 1
+    mixed.leave()
+    for s in range(2):
+        native = decoded(crowd, 2, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=4)
+        for step, (ours, theirs) in enumerate(zip(masked, native, strict=True)):
+            assert np.array_equal(ours[s], theirs[s]), f"step {step}: off by {np.abs(ours[s] - theirs[s]).max()}"
 
 
 def test_a_matrix_that_is_looked_up_is_cut_too(tmp_path: Path) -> None:

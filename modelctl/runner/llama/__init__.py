@@ -6,7 +6,7 @@ decode ends in SIGBUS).
 """
 
 from modelctl.runner.llama.backend import can_offload, gomp_parallel, op_number, start_backend
-from modelctl.runner.llama.base import Base, hash_order
+from modelctl.runner.llama.base import Base
 from modelctl.runner.llama.context import SEQ_MAX, Context, EvalCallback
 from modelctl.runner.llama.sampler import Sampler, schema_to_gbnf
 
@@ -18,7 +18,6 @@ __all__ = [
     "Sampler",
     "can_offload",
     "gomp_parallel",
-    "hash_order",
     "op_number",
     "schema_to_gbnf",
     "start_backend",

@@ -145,14 +145,6 @@ class Base:
     def adapter(self, digest: str) -> Any:
         return self._adapters[digest]
 
-    def are_apart(self, digests: Sequence[str]) -> bool:
-        """Whether no two of these, handed over in this order, share a bucket of `hash_order`, however many follow."""
-        addresses = [address_of(self._adapters[d]) for d in digests]
-        small, large = N_BUCKETS
-        return all(
-            len({a % n for a in part}) == len(part) for n, part in ((small, addresses[:small]), (large, addresses))
-        )
-
     def native_order(self, digests: Sequence[str]) -> list[str]:
         """The order in which llama.cpp adds the deltas of a mix, given as `Context.set_mix` gets it. Floats round, so
         the order is part of the result."""
