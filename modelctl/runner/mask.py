@@ -108,7 +108,7 @@ class Weights:
         given = [joined[i] if i < len(joined) and name in joined[i].layouts else None for name, i in places.tensors]
         self.is_used = np.array([one is not None for one in given])
         self.whole = places.carriers.copy()  # [n, 2]: A and B
-        first = joined[0].layouts[next(iter(joined[0].layouts))]
+        first = next(layout for one in joined for layout in one.layouts.values())
         kinds: list[tuple[Layout, bool]] = []
         products: list[tuple[Layout, float, int]] = []
         for i, ((name, _), one) in enumerate(zip(places.tensors, given, strict=True)):
@@ -152,6 +152,7 @@ class Masker:
         """Carriers are attached or detached: every address may mean something else now."""
         self._places: Places | None = None
         self._weights: Weights | None = None
+        self._before: Weights | None = None  # what a graph may have been changed into, until it is changed again
         self._rows: tuple[Scales, ...] = ()
         self._outputs: tuple[Scales, ...] = ()
         self._seen = (0, 0)  # from where to where a graph has been changed
@@ -176,7 +177,7 @@ class Masker:
     def use(self, joined: Sequence[Joined]) -> None:
         """These are added from now on, at most one for each pair of carriers, in this order."""
         assert self._places is not None
-        self._weights = Weights(self._places, joined, self._n_rows)
+        self._before, self._weights = self._weights, Weights(self._places, joined, self._n_rows)
         self._rows = self._outputs = ()
         self._is_stale = True
 
@@ -212,7 +213,7 @@ class Masker:
         used = np.flatnonzero(weights.is_used[which])
         nodes[used] = self._fitted(nodes[used], at[used], places, weights, which[used])
         graph[rows] = nodes
-        self._is_stale = False
+        self._is_stale, self._before = False, None
 
     def _converted(self, nodes: Tensors, at: Ints, places: Places, which: Ints) -> Tensors:
         """[n, 8], after a look whether they are two carriers' nodes, and share memory as is taken for granted. What
@@ -297,11 +298,8 @@ class Masker:
                 weights.windows[i, j] = astuple(window)
                 data = mask_of(layout, chosen, window)
                 weights.masks[i, j, : data.size] = data.ravel()
-                _set(
-                    weights.mask_tensors[i, j],
-                    weights.masks[i, j],
-                    _shape(layout, len(chosen), window.width, window.n_blocks),
-                )
+                shape = _shape(layout, len(chosen), window.width, window.n_blocks)
+                _set(weights.mask_tensors[i, j], weights.masks[i, j], shape)
         self._is_stale = self._is_stale or not np.array_equal(weights.windows, before)
         self._multiply(weights)
 
@@ -328,7 +326,7 @@ class Masker:
     @property
     def problem(self) -> str:
         """Why what was computed since `prepare` cannot be trusted; "" where it can."""
-        return self._failure
+        return self._failure or ("masking failed: llama.cpp did not call back" if self._is_stale else "")
 
     @property
     def asks(self) -> bool:

@@ -436,6 +436,14 @@ def test_a_callback_that_fails_is_a_doubtful_result(pair: Harness, monkeypatch: 
     assert pair.engine.stats()["batches"] == "native: masking failed: broken"
 
 
+def test_a_graph_that_was_not_changed_is_a_doubtful_result(pair: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = mixed_of(pair)
+    mixed._masker.use(mixed._joined)
+    monkeypatch.setattr(pair.engine.shared.context, "ask", lambda on: None)
+    pair.finish()
+    assert pair.engine.stats()["batches"] == "native: masking failed: llama.cpp did not call back"
+
+
 def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters: dict[str, Path]) -> None:
     harness = Harness(base, adapters, exact=False, mixed="always")
     mixed = mixed_of(harness)
