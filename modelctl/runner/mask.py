@@ -181,6 +181,10 @@ class Masker:
         self._rows = self._outputs = ()
         self._is_stale = True
 
+    def leave(self) -> None:
+        """No graph of before is computed again."""
+        self._before = None
+
     def callback(self, node: int, ask: bool, _data: object) -> bool:
         """ggml_backend_sched_eval_callback."""
         try:

@@ -254,6 +254,7 @@ class Mixed:
         if not self._is_proven:
             self._prove()
         self.times.forget(masked=True)
+        give_back()
 
     def _carry(self, joined: Many[Joined]) -> None:
         """Attach carriers for these, where those that are do not do: a pair for each, or for one more."""
@@ -276,7 +277,6 @@ class Mixed:
         if not self._masker.learn(shapes, len(self._mix), self._probe):
             raise LoadFailed("the carriers' weights are not where they were looked for")
         self._context.set_mix(())  # the graph that was made while learning has no masks
-        give_back()
 
     def _prove(self) -> None:
         """Masked logits equal native ones here and now, or nothing is masked."""
@@ -318,6 +318,7 @@ class Mixed:
     def leave(self) -> None:
         """The next decode is native, once its mix is set."""
         self._context.watch(False)
+        self._masker.leave()
 
     @property
     def problem(self) -> str:
