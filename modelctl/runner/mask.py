@@ -346,8 +346,8 @@ def mask_of(layout: Layout, rows: Sequence[Scales], window: Window) -> Mask:
             digests = {digest for digest, _ in scales}
             own[scales] = np.concatenate([np.full(p.stop - p.start, p.digest in digests) for p in layout.parts])
     size = max(1, len(rows) // window.n_blocks)
-    starts = [window.start + i // size * window.step for i in range(len(rows))]
-    cut = [own[scales][start : start + window.width] for scales, start in zip(rows, starts, strict=True)]
+    starts = window.starts
+    cut = [own[scales][(start := starts[i // size]) : start + window.width] for i, scales in enumerate(rows)]
     return np.array(cut, np.float32).reshape(len(rows), window.width)
 
 

@@ -115,7 +115,6 @@ class Mixed:
         self._used: dict[Scales, float] = {}
         self._covered: dict[tuple[str, ...], bool] = {}
         self._alone_since: float | None = None
-        self._looked = 0.0
         self._rows: Many[Scales] = ()  # that `_together` was chosen for
         self._together: frozenset[Scales] = frozenset()
         self._look_again = 0.0
@@ -129,15 +128,16 @@ class Mixed:
         if self.mode == "never" or self.refused:
             return frozenset()
         if rows != self._rows or now >= self._look_again:
+            if now > self._look_again + LOOK:  # a pause: whoever comes first may be the first of a crowd
+                self._alone_since = None
             self._rows, self._look_again = rows, now + LOOK
             self._together = self._choose(Counter(rows), now, overhead)
         return self._together
 
     def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
-        was_idle, self._looked = now - self._looked > 2 * LOOK, now
         if len(counts) > 1:
             self._alone_since = None
-        elif self._alone_since is None or was_idle:  # whoever comes first after a pause may be the first of a crowd
+        elif self._alone_since is None:
             self._alone_since = now
         if self.mode == "auto" and self._alone_since is not None and now - self._alone_since > ALONE:
             self.on = False

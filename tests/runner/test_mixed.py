@@ -237,14 +237,20 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int, leng
             assert np.array_equal(ours[s], theirs[s]), f"{mix}: off by {np.abs(ours[s] - theirs[s]).max()}"
 
 
-def assert_as_native(harness: Harness, crowds: Sequence[Sequence[Scales]], length: int = 3) -> list[bool]:
+def assert_as_native(
+    harness: Harness,
+    crowds: Sequence[Sequence[Scales]],
+    length: int = 3,
+    before: Callable[[int], None] = lambda step: None,
+) -> list[bool]:
     """One graph for prompts of this length and for each step under these mixes: every logit is that of native batches.
-    Whether llama.cpp had to call back at each."""
+    Whether llama.cpp had to call back at each. `before` each masked step this is called."""
     mixed, context = mixed_of(harness), harness.engine.shared.context
     n, n_steps = len(crowds[0]), len(crowds) - 1
     reserves, asks = [], []
 
     def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
+        before(step)
         mixed.enter(tuple(crowds[step][s] for s in seqs), wanted)
         asks.append(mixed._masker.asks)
         reserves.append(context.n_reserves)
@@ -310,28 +316,18 @@ def test_each_prompt_of_a_batch_computes_only_its_own(crowd: Harness) -> None:
 def test_a_graph_goes_on_when_others_are_joined(crowd: Harness) -> None:
     """Nothing is loaded and no graph rebuilt when the adapters in use change: those that come change other tensors, and
     are of other ranks and types."""
-    mixed, context = mixed_of(crowd), crowd.engine.shared.context
+    mixed = mixed_of(crowd)
     a, c, d, g = ((("a", 1.0),), (("c", 1.0),), (("d", 0.7),), (("g", 1.0),))
     join_anew(mixed, [a, c, d, g])  # so that there are carriers for all
     crowds: list[list[Scales]] = [[a, c], [a, c], [d, d], [g, ()], [g, c]]
-    reserves: list[int] = []
 
-    def enter(step: int, seqs: list[int], wanted: list[int]) -> None:
+    def join_others(step: int) -> None:
         if step != 1:
             mixed._used, mixed._tried, mixed.groups = {}, frozenset(), ()
             mixed._covered.clear()
             settle(mixed, crowds[step])
-        mixed.enter(tuple(crowds[step][s] for s in seqs), wanted)
-        reserves.append(context.n_reserves)
 
-    masked = decoded(crowd, 2, enter, n_steps=4)
-    assert not mixed.problem
-    assert len(set(reserves)) == 1
-    mixed.leave()
-    for s in range(2):
-        native = decoded(crowd, 2, lambda step, *_, s=s: context.set_mix(crowds[step][s]), n_steps=4)
-        for step, (ours, theirs) in enumerate(zip(masked, native, strict=True)):
-            assert np.array_equal(ours[s], theirs[s]), f"step {step}: off by {np.abs(ours[s] - theirs[s]).max()}"
+    assert_as_native(crowd, crowds, before=join_others)
 
 
 def test_a_matrix_that_is_looked_up_is_cut_too(tmp_path: Path) -> None:
