@@ -198,20 +198,24 @@ def join(sources: Sequence[Source]) -> Joined:
         layout = _layout(name, owners[name])
         layouts[name] = interned.setdefault(layout, layout)
     factor = _common_factor(interned, (source.tensors[name + B].data for name in names for source in owners[name]))
-    tensors = [_joined_tensor(name, suffix, owners[name], factor) for name in names for suffix in (A, B)]
-    memory = mmap.mmap(-1, sum(_aligned(t.n_bytes) for t in tensors) + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    which = [(name, suffix) for name in names for suffix in (A, B)]
+    tensors = [_joined_tensor(name, suffix, owners[name], factor) for name, suffix in which]
+    memory = _memory(sum(_aligned(tensor.n_bytes) for tensor in tensors))
+    written: dict[tuple[str, str], Matrix] = {}
+    start = 0
+    for (name, suffix), tensor in zip(which, tensors, strict=True):
+        data = tensor.write(memoryview(memory)[start : start + tensor.n_bytes])
+        written[name, suffix] = _matrix(owners[name], name, suffix, data)
+        start += _aligned(tensor.n_bytes)
+    matrices = {name: (written[name, A], written[name, B]) for name in names}
+    return Joined(tuple(s.digest for s in sources), layouts, matrices, factor, sources[0].architecture, memory)
+
+
+def _memory(n_bytes: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, n_bytes + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # there may be no tensors
     with suppress(AttributeError, OSError):  # a system without huge pages, which are a little faster
         memory.madvise(mmap.MADV_HUGEPAGE)
-    matrices: dict[str, tuple[Matrix, Matrix]] = {}
-    start = 0
-    for name, a, b in zip(names, tensors[::2], tensors[1::2], strict=True):
-        both = []
-        for tensor, suffix in ((a, A), (b, B)):
-            data = tensor.write(memoryview(memory)[start : start + tensor.n_bytes])
-            both.append(_matrix(owners[name], name, suffix, data))
-            start += _aligned(tensor.n_bytes)
-        matrices[name] = (both[0], both[1])
-    return Joined(tuple(s.digest for s in sources), layouts, matrices, factor, sources[0].architecture, memory)
+    return memory
 
 
 def _aligned(n_bytes: int) -> int:

@@ -6,16 +6,14 @@ two carriers, adapters of rank 1 and zeros. Their eight nodes are changed into
 
     A x,  A x times a mask,  B times that,  that times factors,  nothing,  nothing,  nothing,  the sum with W x
 
-once for each graph. A graph is used for many steps, and another crowd of the same size is other numbers in the same
-mask and the same factors.
+with A and B of the joined adapter, or into nothing where it has none. The mask is 1 where the rows of A are those of
+the token's own adapter, 0 elsewhere. The factors are the scale of the token's mix, as far as B does not hold it
+already; where it does for all tokens, there is nothing to multiply. Each of these is exact, so the bits are those of a
+batch that runs under one mix. All this is done once for each graph. A graph is used for many steps, and another crowd
+of the same size is other numbers in the same mask and the same factors.
 
-The mask is 1 where the rows of A are those of the token's own adapter, 0 elsewhere. The factors are the scale of the
-token's mix, as far as B does not hold it already; where it does for all tokens, there is nothing to multiply. Each of
-these is exact, so the bits are those of a batch that runs under one mix.
-
-with A and B of the joined adapter, or into nothing where it has none. What no token asks for need not be computed: the
-products get views of A and B (window.py). In a batch of several prompts each may get its own, by products that are
-batches of products.
+What no token asks for need not be computed: the products get views of A and B (window.py). In a batch of several
+prompts each may get its own, by products that are batches of products.
 
 A carrier's A is recognised by its address: weights stay where they are as long as they are loaded. The tensors of a
 graph lie one behind another, so all of it is read and changed at its first node, as an array.
@@ -53,6 +51,7 @@ _UNSCALED = np.array([1.0, 0.0], np.float32).view(np.int32)  # params of a scale
 
 T = TypeVar("T", bound=Hashable)
 Mask = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 Both = tuple[Mask, Mask]  # for all rows of a batch, and for its outputs: the last layer drops the other rows
 
 
@@ -87,8 +86,8 @@ class Places:
         found = np.flatnonzero(self._sorted[nearest] == sources)
         return found, np.array([self._index[at] for at in sources[found].tolist()], np.int64)
 
-    def cut(self, which: Ints, whole: Tensors, windows: Ints) -> None:
-        """Views of the rows of A and B, [n, 2], in these windows, [n, 4] as in `Window`."""
+    def cut(self, which: Ints, whole: Tensors, windows: Ints, n_tokens: Ints) -> None:
+        """Views of the rows of A and B, [n, 2], in these windows, [n, 4] as in `Window`; and of as many tokens of x."""
         start, width, n_blocks, step = windows.T
         each, blocks = np.arange(len(which)), np.flatnonzero(self.can_block[which])
         for j in range(2):
@@ -99,6 +98,10 @@ class Places:
             ne[blocks, 2], nb[blocks, 2] = n_blocks[blocks], (step * stride)[blocks]
             view["data"] += start * stride
             self.views[which, j] = view
+        x, size = self.views[which[blocks], 2], (n_tokens // n_blocks)[blocks]
+        x["ne"][:, 1], x["ne"][:, 2] = size, n_blocks[blocks]
+        x["nb"][:, 2] = x["nb"][:, 1] * size
+        self.views[which[blocks], 2] = x
 
 
 class Weights:
@@ -250,29 +253,12 @@ class Masker:
         return nodes
 
     def _fitted(self, nodes: Tensors, at: Ints, places: Places, weights: Weights, which: Ints) -> Tensors:
-        """To what is in use now. `scaled`, which is nothing any more, has the shape of the sum and of B's results."""
-        op, source, data = nodes["op"], nodes["source"], nodes["data"]
-        delta, product, scale, _, _, _, scaled, _ = (nodes[:, i] for i in range(_N_NODES))
-        n_tokens = scaled["ne"][np.arange(len(nodes)), 1 + places.is_expert[which]]
-        dropped = (n_tokens != len(self._rows)).astype(int)
-        if (n_tokens != np.array([len(self._rows), len(self._outputs)])[dropped]).any():
-            raise Unexpected(f"a result of {n_tokens.min()} tokens in a batch of {len(self._rows)}")
+        """To what is in use now."""
+        op, source = nodes["op"], nodes["source"]
+        n_tokens, dropped = self._tokens(nodes[:, 6], places.is_expert[which])
         windows = weights.windows[weights.kind[which], dropped]
-        places.cut(which, weights.whole[which], windows)
-        _, width, n_blocks, _ = windows.T
-        blocks = np.flatnonzero(places.can_block[which])
-        shape, size = delta["ne"].copy(), n_tokens // n_blocks
-        shape[:, 0] = width
-        shape[blocks, 1], shape[blocks, 2] = size[blocks], n_blocks[blocks]
-        reshape(delta, shape)
-        reshape(product, shape)
-        data[:, :2] = self._scratch(weights, int(shape.prod(axis=1).max()))
-        shape[:, 0] = scaled["ne"][:, 0]
-        reshape(scale, shape)
-        x = places.views[which[blocks], 2]
-        x["ne"][:, 1:3] = shape[blocks, 1:3]
-        x["nb"][:, 2] = x["nb"][:, 1] * size[blocks]
-        places.views[which[blocks], 2] = x
+        places.cut(which, weights.whole[which], windows, n_tokens)
+        self._reshape(nodes, weights, windows, n_tokens, places.can_block[which])
         multiplied = weights.is_multiplied[weights.product[which]]
         op[:, [0, 2]] = places.ops[which]
         op[:, 1], op[:, 7] = self._mul, self._add
@@ -281,6 +267,27 @@ class Masker:
         source[:, 3, 1] = addresses(weights.factor_tensors)[weights.product[which], dropped]
         source[:, 7, 1] = np.where(multiplied, at[:, 3], at[:, 6])
         return nodes
+
+    def _tokens(self, results: Tensors, is_expert: Bools) -> tuple[Ints, Ints]:
+        """How many each of these is of, and whether (1 or 0) they are those with outputs only."""
+        n_tokens = results["ne"][np.arange(len(results)), 1 + is_expert]
+        dropped = (n_tokens != len(self._rows)).astype(int)
+        if (n_tokens != np.array([len(self._rows), len(self._outputs)])[dropped]).any():
+            raise Unexpected(f"a result of {n_tokens.min()} tokens in a batch of {len(self._rows)}")
+        return n_tokens, dropped
+
+    def _reshape(self, nodes: Tensors, weights: Weights, windows: Ints, n_tokens: Ints, can_block: Bools) -> None:
+        """Shapes and memory of A x, masked or not, and of B's results, which are as wide as the sum."""
+        _, width, n_blocks, _ = windows.T
+        blocks = np.flatnonzero(can_block)
+        shape = nodes["ne"][:, 0].copy()
+        shape[:, 0] = width
+        shape[blocks, 1], shape[blocks, 2] = (n_tokens // n_blocks)[blocks], n_blocks[blocks]
+        reshape(nodes[:, 0], shape)
+        reshape(nodes[:, 1], shape)
+        nodes["data"][:, :2] = self._scratch(weights, int(shape.prod(axis=1).max()))
+        shape[:, 0] = nodes["ne"][:, 6, 0]
+        reshape(nodes[:, 2], shape)
 
     def _scratch(self, weights: Weights, n: int) -> int:
         """The address of `n` floats, the same for all nodes of a graph."""
