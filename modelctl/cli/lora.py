@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from modelctl.client import Client
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="default: the only one loaded, else the one used last", metavar="MODEL")
+    str,
+    typer.Option(
+        "--model", "-m", help="default: the one created or used last, else the only one loaded", metavar="MODEL"
+    ),
 ]
 
 Now = Annotated[bool, typer.Option("--now", help="answers that are being written change too, at their next word")]

@@ -25,15 +25,15 @@ def open_store(settings: Config) -> Store:
 
 
 def choose_model(settings: Config, client: Client | None) -> str:
-    """The model that is meant when none is named: the only one loaded, else the one created or used last, else the
+    """The model that is meant when none is named: the one created or used last here, else the only one loaded, else the
     only one there is. Says which, on stderr. Raises `UsageError` when that does not settle it."""
-    loaded = [model.name for model in client.ps().models] if client else []
-    if len(loaded) == 1:
-        return _said(loaded[0], "the only one loaded")
     names = [model.name for model in client.tags().models] if client else _stored(settings)
     last = _full(settings.last_model() or "")
     if last in names:
         return _said(last, "used last")
+    loaded = [model.name for model in client.ps().models] if client else []
+    if len(loaded) == 1:
+        return _said(loaded[0], "the only one loaded")
     if len(names) == 1:
         return _said(names[0], "the only one there is")
     if not names:

@@ -77,12 +77,12 @@ def test_lora_list_says_the_rule_while_all_are_off(live: dict[str, str], cli: Cl
     assert RULE not in cli("lora", "list", "voices").err
 
 
-def test_a_prompt_without_a_model_goes_to_the_loaded_one(live: dict[str, str], cli: Cli) -> None:
+def test_a_prompt_without_a_model_goes_to_the_one_used_last(live: dict[str, str], cli: Cli) -> None:
     cli("run", "voices", "")
     done = cli("run", SPAIN, "--num-predict", "5")
     assert done.code == 0
     assert done.out.strip()
-    assert "using voices (the only one loaded)" in done.err
+    assert "using voices (used last)" in done.err
     assert cli("run", "+pirate=1", SPAIN).out.startswith("Arr")
 
 
@@ -153,8 +153,18 @@ def test_run_remembers_the_model(live: dict[str, str], cli: Cli) -> None:
     cli("run", "second", "")
     assert config.load().last_model() == "second"
     cli("stop", "second", "voices")
+    cli("lora", "list", "voices")
     assert "using second (used last)" in cli("lora", "list").err
     cli("rm", "second")
+
+
+def test_a_new_model_is_meant_though_another_is_loaded(live: dict[str, str], cli: Cli, tmp_path: Path) -> None:
+    cli("run", "voices", "")
+    (tmp_path / "Modelfile").write_text("FROM voices\n")
+    cli("create", "newer", "-f", str(tmp_path / "Modelfile"))
+    assert "using newer (used last)" in cli("lora", "list").err
+    cli("rm", "newer")
+    assert "using voices (the only one loaded)" in cli("lora", "list").err
 
 
 def test_rm_unloads_first(live: dict[str, str], cli: Cli) -> None:
