@@ -22,8 +22,10 @@ graph lie one behind another, so all of it is read and changed at its first node
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple
+from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -124,17 +126,17 @@ class Weights:
         self.kinds, self.kind = _numbered(kinds)
         self.products, self.product = _numbered(products)  # factor: what B was multiplied by; and its outputs
         rank = max(layout.rank for layout, _ in self.kinds)
-        self.masks = np.zeros((len(self.kinds), 2, n_rows * rank), np.float32)
+        self.masks = _floats((len(self.kinds), 2, n_rows * rank))
         self.windows = np.zeros((len(self.kinds), 2, 4), np.int64)
-        self.mask_tensors = self._floats((len(self.kinds), 2))
-        self.factors: dict[tuple[int, int], Mask] = {}  # by product, and whether for outputs: [n_rows, n_out]
-        self.factor_tensors = self._floats((len(self.products), 2))
+        self.mask_tensors = self._tensors((len(self.kinds), 2))
+        self.factors = [_floats((2, n_rows, n_out)) for _, _, n_out in self.products]  # for all rows, for outputs
+        self.factor_tensors = self._tensors((len(self.products), 2))
         self.is_multiplied = np.zeros(len(self.products), bool)
         self.scratch = np.empty(0, np.float32)  # of A x, from one node to the next
         self._joined = joined  # their memory
 
-    def _floats(self, shape: tuple[int, ...]) -> Tensors:
-        """Tensors without data, where llama.cpp takes weights to be."""
+    def _tensors(self, shape: tuple[int, ...]) -> Tensors:
+        """Without data, where llama.cpp takes weights to be."""
         tensors = np.zeros(shape, TENSOR)
         tensors["type"], tensors["buffer"] = F32, self.whole["buffer"][0, 0]
         return tensors
@@ -328,10 +330,8 @@ class Masker:
             is_used = before[i] and not self._is_stale
             weights.is_multiplied[i] = is_used or any((one != 1).any() for one in both)
             for j, column in enumerate(both) if weights.is_multiplied[i] else ():
-                if (i, j) not in weights.factors:
-                    weights.factors[i, j] = np.empty((self._n_rows, n_out), np.float32)  # costs what is written of it
-                weights.factors[i, j][: len(column)] = column
-                _set(weights.factor_tensors[i, j], weights.factors[i, j], _shape(layout, len(column), n_out))
+                weights.factors[i][j, : len(column)] = column
+                _set(weights.factor_tensors[i, j], weights.factors[i][j], _shape(layout, len(column), n_out))
         self._is_stale = self._is_stale or not np.array_equal(weights.is_multiplied, before)
 
     @property
@@ -372,6 +372,13 @@ def factors_of(layout: Layout, rows: Sequence[Scales], factor: float) -> Mask:
 def _shape(layout: Layout, n_tokens: int, n: int, n_blocks: int = 1) -> tuple[int, int, int, int]:
     """As llama.cpp sees [n_tokens, n]; where a token has several experts, it is for all of them."""
     return (n, 1, n_tokens, 1) if layout.is_expert else (n, n_tokens // n_blocks, n_blocks, 1)
+
+
+def _floats(shape: tuple[int, ...]) -> Mask:
+    """Zeros in memory of their own, which costs what is written of it, and goes back to the system with them: the heap
+    would keep it."""
+    memory = mmap.mmap(-1, 4 * prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
 def _set(tensor: np.void, data: Mask, shape: Sequence[int]) -> None:
