@@ -17,10 +17,11 @@ _BLOCK = re.compile(r"(?<=<!-- demo -->\n```text\n).*?(?=```\n<!-- /demo -->)", 
 
 
 def demo(environment: dict[str, str]) -> str:
-    """What the demo prints. Leaves its daemon running."""
+    """What the demo prints, notes included. Leaves its daemon running."""
     env = {**os.environ, **environment, "COLUMNS": str(WIDTH)}
+    command = [sys.executable, ROOT / "examples" / "demo.py"]
     return subprocess.run(
-        [sys.executable, ROOT / "examples" / "demo.py"], env=env, stdout=subprocess.PIPE, text=True, check=True
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
     ).stdout
 
 
