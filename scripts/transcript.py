@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(?<=<!-- demo -->\n```text\n).*?(?=```\n<!-- /demo -->)", 
 def demo(environment: dict[str, str]) -> str:
     """What the demo prints, notes included. Leaves its daemon running."""
     env = {**os.environ, **environment, "COLUMNS": str(WIDTH)}
-    command = [sys.executable, ROOT / "examples" / "demo.py"]
+    command = [sys.executable, str(ROOT / "examples" / "demo.py")]
     return subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
     ).stdout

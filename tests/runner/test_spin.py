@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
+from time import perf_counter, sleep
 
 import pytest
 
@@ -14,7 +14,7 @@ from modelctl.runner import spin
 from modelctl.runner.engine import Engine
 from modelctl.runner.frames import Load
 from modelctl.runner.llama import gomp_parallel
-from modelctl.runner.spin import Sleepers, Spin, seconds_idle, seconds_waited
+from modelctl.runner.spin import INTERVAL, Sleepers, Spin, seconds_idle, seconds_waited
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or gomp_parallel() is None, reason="libgomp")
 RIVAL = [sys.executable, "-c", "while True: pass"]
@@ -95,22 +95,20 @@ def test_a_busy_machine_is_noticed_and_an_idle_one_too() -> None:
         watch.close()
 
 
-def test_with_fewer_threads_spins_are_short_only_while_no_processor_idles() -> None:
+def test_with_fewer_threads_spins_are_short_only_while_no_processor_idles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the one that was given up would look slow for ever, and never come back."""
+    idles = threading.Event()
+    monkeypatch.setattr(spin, "seconds_waited", lambda: 0.0)
+    monkeypatch.setattr(spin, "seconds_idle", lambda: perf_counter() if idles.is_set() else 0.0)
     watch = Spin(gomp_parallel(), lambda: True)
-    rivals = [subprocess.Popen(RIVAL) for _ in os.sched_getaffinity(0)]
     try:
-        sleep(0.5)
+        sleep(2 * INTERVAL)
         assert not watch.is_short, "nobody looks while nothing is decoded"
         watch.decoding(True)
         wait_for(lambda: watch.is_short, "short spins")
-        for rival in rivals:
-            rival.kill()
+        idles.set()
         wait_for(lambda: not watch.is_short, "long spins again")
     finally:
-        for rival in rivals:
-            rival.kill()
-            rival.wait()
         watch.close()
 
 
