@@ -198,12 +198,15 @@ def join(sources: Sequence[Source]) -> Joined:
         layout = _layout(name, owners[name])
         layouts[name] = interned.setdefault(layout, layout)
     factor = _common_factor(interned, (source.tensors[name + B].data for name in names for source in owners[name]))
-    which = [(name, suffix) for name in names for suffix in (A, B)]
-    tensors = [_joined_tensor(name, suffix, owners[name], factor) for name, suffix in which]
-    memory = _memory(sum(_aligned(tensor.n_bytes) for tensor in tensors))
+    tensors = {
+        (name, suffix): _joined_tensor(name, suffix, owners[name], factor) for name in names for suffix in (A, B)
+    }
+    memory = private_memory(sum(_aligned(tensor.n_bytes) for tensor in tensors.values()) + 1)  # there may be none
+    with suppress(AttributeError, OSError):  # a system without huge pages, which are a little faster
+        memory.madvise(mmap.MADV_HUGEPAGE)
     written: dict[tuple[str, str], Matrix] = {}
     start = 0
-    for (name, suffix), tensor in zip(which, tensors, strict=True):
+    for (name, suffix), tensor in tensors.items():
         data = tensor.write(memoryview(memory)[start : start + tensor.n_bytes])
         written[name, suffix] = _matrix(owners[name], name, suffix, data)
         start += _aligned(tensor.n_bytes)
@@ -211,11 +214,9 @@ def join(sources: Sequence[Source]) -> Joined:
     return Joined(tuple(s.digest for s in sources), layouts, matrices, factor, sources[0].architecture, memory)
 
 
-def _memory(n_bytes: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, n_bytes + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # there may be no tensors
-    with suppress(AttributeError, OSError):  # a system without huge pages, which are a little faster
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+def private_memory(n_bytes: int) -> mmap.mmap:
+    """Zeros, which cost what is written of them, and go back to the system with this: the heap would keep them."""
+    return mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _aligned(n_bytes: int) -> int:

@@ -22,7 +22,6 @@ graph lie one behind another, so all of it is read and changed at its first node
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from math import prod
@@ -31,7 +30,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from modelctl.runner.joined import EMBEDDING, A, B, Joined, Layout, rank_axis
+from modelctl.runner.joined import EMBEDDING, A, B, Joined, Layout, private_memory, rank_axis
 from modelctl.runner.llama.tensors import (
     F32,
     STRIDE,
@@ -255,7 +254,7 @@ class Masker:
         return nodes
 
     def _fitted(self, nodes: Tensors, at: Ints, places: Places, weights: Weights, which: Ints) -> Tensors:
-        """To what is in use now."""
+        """To what is in use now. `scaled`, node 6, is nothing any more, and has the shape of the sum."""
         op, source = nodes["op"], nodes["source"]
         n_tokens, dropped = self._tokens(nodes[:, 6], places.is_expert[which])
         windows = weights.windows[weights.kind[which], dropped]
@@ -280,16 +279,17 @@ class Masker:
 
     def _reshape(self, nodes: Tensors, weights: Weights, windows: Ints, n_tokens: Ints, can_block: Bools) -> None:
         """Shapes and memory of A x, masked or not, and of B's results, which are as wide as the sum."""
+        delta, product, scale, _, _, _, scaled, _ = (nodes[:, i] for i in range(_N_NODES))
         _, width, n_blocks, _ = windows.T
         blocks = np.flatnonzero(can_block)
-        shape = nodes["ne"][:, 0].copy()
+        shape = delta["ne"].copy()
         shape[:, 0] = width
         shape[blocks, 1], shape[blocks, 2] = (n_tokens // n_blocks)[blocks], n_blocks[blocks]
-        reshape(nodes[:, 0], shape)
-        reshape(nodes[:, 1], shape)
-        nodes["data"][:, :2] = self._scratch(weights, int(shape.prod(axis=1).max()))
-        shape[:, 0] = nodes["ne"][:, 6, 0]
-        reshape(nodes[:, 2], shape)
+        reshape(delta, shape)
+        reshape(product, shape)
+        delta["data"] = product["data"] = self._scratch(weights, int(shape.prod(axis=1).max()))
+        shape[:, 0] = scaled["ne"][:, 0]
+        reshape(scale, shape)
 
     def _scratch(self, weights: Weights, n: int) -> int:
         """The address of `n` floats, the same for all nodes of a graph."""
@@ -375,10 +375,7 @@ def _shape(layout: Layout, n_tokens: int, n: int, n_blocks: int = 1) -> tuple[in
 
 
 def _floats(shape: tuple[int, ...]) -> Mask:
-    """Zeros in memory of their own, which costs what is written of it, and goes back to the system with them: the heap
-    would keep it."""
-    memory = mmap.mmap(-1, 4 * prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(memory, np.float32).reshape(shape)
+    return np.frombuffer(private_memory(4 * prod(shape)), np.float32).reshape(shape)
 
 
 def _set(tensor: np.void, data: Mask, shape: Sequence[int]) -> None:

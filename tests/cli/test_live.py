@@ -153,7 +153,6 @@ def test_run_remembers_the_model(live: dict[str, str], cli: Cli) -> None:
     cli("run", "second", "")
     assert config.load().last_model() == "second"
     cli("stop", "second", "voices")
-    cli("lora", "list", "voices")
     assert "using second (used last)" in cli("lora", "list").err
     cli("rm", "second")
 
