@@ -9,7 +9,7 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks.common import both, compare, crowd, models
+from benchmarks.common import Case, both, compare, crowd, models
 
 
 def main() -> None:
@@ -19,10 +19,11 @@ def main() -> None:
     with both(models()) as (ours, peer):
         rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
-            print("one stream, base, one core busy", flush=True)
-            compare(ours, peer, lambda s, i: crowd(s, [{}], 96, i), rounds)
-            print("eight streams, one mix, one core busy", flush=True)
-            compare(ours, peer, lambda s, i: crowd(s, [{0: 1.0}] * 8, 64, 100 + i), rounds)
+            cases: dict[str, Case] = {
+                "one stream, base, one core busy": lambda s, i: crowd(s, [{}], 96, i),
+                "eight streams, one mix, one core busy": lambda s, i: crowd(s, [{0: 1.0}] * 8, 64, 100 + i),
+            }
+            compare(ours, peer, cases, rounds)
         finally:
             rival.kill()
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -283,21 +283,34 @@ def both(m: Models, **settings: Any) -> Iterator[tuple[Ours, Peer]]:
         yield ours, peer
 
 
-def compare(ours: Server, peer: Server, run: Callable[[Server, int], dict[str, float]], rounds: int) -> None:
-    """Alternate, then print each figure's medians and the median of the ratios, round by round."""
-    results: dict[str, list[dict[str, float]]] = {ours.name: [], peer.name: []}
+Figures = dict[str, float]
+Case = Callable[[Server, int], Figures]  # of the server and the round
+
+
+def compare(ours: Server, peer: Server, cases: Mapping[str, Case], rounds: int) -> dict[str, list[Figures]]:
+    """Alternate between the servers and the cases, then print each figure's medians and the median of the ratios, round
+    by round. Returns what ours did in each case, round by round."""
+    results: dict[tuple[str, Server], list[Figures]] = {(case, s): [] for case in cases for s in (ours, peer)}
     for i in range(rounds):
-        for server in (ours, peer) if i % 2 == 0 else (peer, ours):
-            results[server.name].append(run(server, i))
-    for key in results[ours.name][0]:
-        a = [r[key] for r in results[ours.name]]
-        b = [r[key] for r in results[peer.name]]
-        ratio = statistics.median(x / y for x, y in zip(a, b, strict=True) if y)
-        mine, other = statistics.median(a), statistics.median(b)
-        print(f"  {key:<28} {ours.name} {mine:9.3f}   {peer.name} {other:9.3f}   ratio {ratio:.2f}", flush=True)
+        for case, run in cases.items():
+            for server in (ours, peer) if i % 2 == 0 else (peer, ours):
+                results[case, server].append(run(server, i))
+    for case in cases:
+        print(case)
+        one, other = results[case, ours], results[case, peer]
+        for key in one[0]:
+            mine, theirs = (statistics.median(r[key] for r in rs) for rs in (one, other))
+            ratio = median_ratio(one, other, key)
+            print(f"  {key:<28} {ours.name} {mine:9.3f}   {peer.name} {theirs:9.3f}   ratio {ratio:.2f}", flush=True)
+    return {case: results[case, ours] for case in cases}
 
 
-def crowd(server: Server, mixes: list[dict[int, float]], n: int, salt: int, **more: Any) -> dict[str, float]:
+def median_ratio(one: Iterable[Figures], other: Iterable[Figures], key: str) -> float:
+    """Of one to the other, round by round."""
+    return statistics.median(a[key] / b[key] for a, b in zip(one, other, strict=True) if b[key])
+
+
+def crowd(server: Server, mixes: list[dict[int, float]], n: int, salt: int, **more: Any) -> Figures:
     """All at once, one stream a mix in the list; each prompt is new, so nothing is cached."""
 
     async def go() -> list[Answer]:

@@ -21,14 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from modelctl.errors import LoadFailed
-from modelctl.gguf_check import InvalidGGUF, read_header
+from modelctl.gguf_check import InvalidGGUF, Tensor, read_header
+from modelctl.gguf_check.ggml_types import TENSOR_TYPES
 
 A, B = ".lora_a", ".lora_b"
 PAD = 16  # floats in the widest register that llama.cpp's matrix products use
 ALIGNMENT = 64  # bytes, of a weight's first
 TILE = 4  # rows of a matrix that those products need a multiple of; else they go another way, and round otherwise
 EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
-_FLOATS = ("F32", "F16")
+_FLOATS: dict[int, type[np.generic]] = {0: np.float32, 1: np.float16}  # by the number of their GGML type
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,29 @@ class Joined:
         return max((layout.rank for layout in self.layouts.values()), default=0)
 
 
+class Weight(NamedTuple):
+    """A tensor of an adapter file: the number of its GGML type, its elements along each axis as llama.cpp counts them,
+    and its data in numpy's order; bytes where it is quantised."""
+
+    type: int
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+
 class Source:
     """One adapter file, its tensors mapped into memory. Raises `LoadFailed` where it cannot be read."""
 
     def __init__(self, digest: str, path: str) -> None:
-        import gguf  # takes a quarter of a second
-
         try:
-            reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
+            header = read_header(Path(path))
+            data = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError, InvalidGGUF) as error:
             raise LoadFailed(f"the adapter {digest[:19]} cannot be read: {error}") from None
         self.digest = digest
-        self.architecture = str(reader.fields["general.architecture"].contents())
-        alpha = reader.fields.get("adapter.lora.alpha")
-        self.alpha = float(alpha.contents()) if alpha else 0.0
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.architecture = header.architecture
+        alpha = header.metadata.get("adapter.lora.alpha", 0.0)
+        self.alpha = float(alpha) if isinstance(alpha, int | float) else 0.0
+        self.tensors = {name: _weight(tensor, data) for name, tensor in header.tensors.items()}
 
     @cached_property
     def names(self) -> list[str]:
@@ -125,10 +134,10 @@ class Source:
         return [name.removesuffix(A) for name in self.tensors if name.endswith(A)]
 
     def rank(self, name: str) -> int:
-        return int(self.tensors[name + B].shape[0])
+        return self.tensors[name + B].shape[0]
 
     def n_out(self, name: str) -> int:
-        return int(self.tensors[name + B].shape[1])
+        return self.tensors[name + B].shape[1]
 
     @cached_property
     def max_rank(self) -> int:
@@ -137,9 +146,7 @@ class Source:
     @cached_property
     def is_plain(self) -> bool:
         """Matrices of floats."""
-        return all(
-            t.tensor_type.name in _FLOATS and (len(t.shape) == 2 or t.shape[2] == 1) for t in self.tensors.values()
-        )
+        return all(t.type in _FLOATS and (len(t.shape) == 2 or t.shape[2] == 1) for t in self.tensors.values())
 
     @property
     def kind(self) -> object:
@@ -147,13 +154,19 @@ class Source:
         product goes another way), ranks that are no multiple of `PAD`, outputs that are none of `TILE`."""
         if not self.is_plain or any(self.rank(name) % PAD or self.n_out(name) % TILE for name in self.names):
             return self.digest
-        types = {(self.tensors[name + A].tensor_type, self.tensors[name + B].tensor_type) for name in self.names}
+        types = {(self.tensors[name + A].type, self.tensors[name + B].type) for name in self.names}
         return types.pop() if len(types) == 1 else self.digest
 
 
 def rank_axis(name: str, suffix: str) -> int:
     """Which axis of a weight is the rank, as llama.cpp counts them: A is [n_in, rank], B is [rank, n_out]."""
     return int(suffix == A and name != EMBEDDING)
+
+
+def _weight(tensor: Tensor, file: npt.NDArray[np.uint8]) -> Weight:
+    number = next(number for number, known in TENSOR_TYPES.items() if known.name == tensor.type)
+    data = file[tensor.offset : tensor.offset + tensor.size].view(_FLOATS.get(number, np.uint8))
+    return Weight(number, tensor.shape, data.reshape(*tensor.shape[:0:-1], -1))
 
 
 @dataclass(frozen=True)
@@ -230,15 +243,13 @@ def _joined_tensor(name: str, suffix: str, owners: Sequence[Source], factor: flo
 
 
 def _matrix(owners: Sequence[Source], name: str, suffix: str, data: npt.NDArray[Any]) -> Matrix:
-    import gguf
-
     first = owners[0].tensors[name + suffix]
-    ne = [int(n) for n in first.shape] + [1] * (4 - len(first.shape))
+    ne = [*first.shape] + [1] * (4 - len(first.shape))
     ne[rank_axis(name, suffix)] = sum(source.rank(name) for source in owners)
-    block, size = gguf.GGML_QUANT_SIZES[first.tensor_type]
+    _, block, size = TENSOR_TYPES[first.type]
     nb = [size, size * (ne[0] // block)]
     nb += [nb[1] * ne[1], nb[1] * ne[1] * ne[2]]
-    return Matrix(int(first.tensor_type), tuple(ne), tuple(nb), data.ctypes.data)
+    return Matrix(first.type, tuple(ne), tuple(nb), data.ctypes.data)
 
 
 def carrier(architecture: str, shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> MemoryFile:
@@ -260,8 +271,8 @@ def needs_padding(path: str) -> bool:
     except InvalidGGUF:
         return False  # llama.cpp will say what is wrong with it
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(B)}
-    plain = all(t.type in _FLOATS and len(t.shape) == 2 for t in tensors.values()) and EMBEDDING + A not in tensors
-    return plain and len(ranks) == 1 and ranks.pop() % PAD != 0
+    is_plain = all(t.type in ("F32", "F16") and len(t.shape) == 2 for t in tensors.values())
+    return is_plain and EMBEDDING + A not in tensors and len(ranks) == 1 and ranks.pop() % PAD != 0
 
 
 def pad(source: Source) -> MemoryFile:

@@ -93,7 +93,8 @@ class Lane:
             change = self.scheduler.reserve_cost
             self._batches = [part for batch in self._batches for part in self.mixed.split(batch, now, change)]
         lasts = plan is not None and plan.generates and len(plan.rows) == len(self.running)
-        self._plan_until = now + LOOK if lasts else 0.0
+        look_again = self.mixed.look_again if self.mixed is not None else now + LOOK
+        self._plan_until = look_again if lasts else 0.0
         for sequence, _ in plan.rows if plan else ():
             sequence.started = sequence.started or time.perf_counter_ns()
 

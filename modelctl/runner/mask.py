@@ -12,8 +12,8 @@ already; where it does for all tokens, there is nothing to multiply. Each of the
 batch that runs under one mix. All this is done once for each graph. A graph is used for many steps, and another crowd
 of the same size is other numbers in the same mask and the same factors.
 
-What no token asks for need not be computed: the products get views of A and B (window.py). In a batch of several
-prompts each may get its own, by products that are batches of products.
+What no token asks for need not be computed: the products get views of A and B (window.py), and a batch of tokens of
+the base alone none. In a batch of several prompts each may get its own, by products that are batches of products.
 
 A carrier's A is recognised by its address: weights stay where they are as long as they are loaded. The tensors of a
 graph lie one behind another, so all of it is read and changed at its first node, as an array.
@@ -218,14 +218,13 @@ class Masker:
         if len(new):
             nodes[new] = self._converted(nodes[new], at[new], places, which[new])
         nodes["op"][:, [0, 1, 2, 3, 7]] = self._none
-        used = np.flatnonzero(weights.is_used[which])
-        nodes[used] = self._fitted(nodes[used], at[used], places, weights, which[used])
+        self._fit(nodes, at, places, weights, which)
         graph[rows] = nodes
         self._is_stale, self._before = False, None
 
     def _converted(self, nodes: Tensors, at: Ints, places: Places, which: Ints) -> Tensors:
         """[n, 8], after a look whether they are two carriers' nodes, and share memory as is taken for granted. What
-        will be computed is left to `_fitted`."""
+        will be computed is left to `_fit`."""
         op, params, source, data = (nodes[name] for name in ("op", "params", "source", "data"))
         _, b, second_a, second_b = places.at[which].T
         delta, product, scale, total, zero, zeros, scaled, _ = at.T
@@ -253,11 +252,17 @@ class Masker:
         data[:, 3] = data[:, 6] = data[:, 2]
         return nodes
 
-    def _fitted(self, nodes: Tensors, at: Ints, places: Places, weights: Weights, which: Ints) -> Tensors:
-        """To what is in use now. `scaled`, node 6, is nothing any more, and has the shape of the sum."""
-        op, source = nodes["op"], nodes["source"]
-        n_tokens, dropped = self._tokens(nodes[:, 6], places.is_expert[which])
+    def _fit(self, all_nodes: Tensors, at: Ints, places: Places, weights: Weights, which: Ints) -> None:
+        """Those that somebody needs now, to what is in use. `scaled`, node 6, is nothing any more, and has the shape of
+        the sum."""
+        n_tokens, dropped = self._tokens(all_nodes[:, 6], places.is_expert[which])
         windows = weights.windows[weights.kind[which], dropped]
+        needed = np.flatnonzero(weights.is_used[which] & (windows[:, 1] > 0))
+        if not len(needed):
+            return
+        at, which, n_tokens, dropped, windows = (each[needed] for each in (at, which, n_tokens, dropped, windows))
+        nodes = all_nodes[needed]
+        op, source = nodes["op"], nodes["source"]
         places.cut(which, weights.whole[which], windows, n_tokens)
         self._reshape(nodes, weights, windows, n_tokens, places.can_block[which])
         multiplied = weights.is_multiplied[weights.product[which]]
@@ -267,7 +272,7 @@ class Masker:
         source[:, 1, 1] = addresses(weights.mask_tensors)[weights.kind[which], dropped]
         source[:, 3, 1] = addresses(weights.factor_tensors)[weights.product[which], dropped]
         source[:, 7, 1] = np.where(multiplied, at[:, 3], at[:, 6])
-        return nodes
+        all_nodes[needed] = nodes
 
     def _tokens(self, results: Tensors, is_expert: Bools) -> tuple[Ints, Ints]:
         """How many each of these is of, and whether (1 or 0) they are those with outputs only."""

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 
 from modelctl.errors import LoadFailed
 from modelctl.runner.costs import StepTimes, are_apart, is_faster
@@ -29,8 +30,8 @@ from modelctl.runner.sequence import Scales, Sequence
 Groups = tuple[tuple[str, ...], ...]  # digests, joined group by group; groups in the order of llama.cpp's sums
 MODES = ("auto", "always", "never")
 MAX_GROUPS = 12  # each is two adapters for llama.cpp, and eight nodes at each product
-ALONE = 0.3  # seconds with one mix only, after which it runs natively
-LOOK = 0.5  # seconds for which a decision holds, while the same mixes run
+ALONE = 0.05  # seconds with one mix only, after which it runs natively: its masks have cost a change of mode by then
+LOOK = 0.5  # seconds for which a decision holds at most, while the same mixes run
 KEEP = 60.0  # seconds after its last use in which an adapter stays joined, unless others need its place
 REST = 5.0  # seconds for which what is joined stays, when not all in use can be
 EXACT = 1e-3  # a masked logit may differ this much from a native one: it differs by 0 where masking works
@@ -117,7 +118,7 @@ class Mixed:
         self._alone_since: float | None = None
         self._rows: Many[Scales] = ()  # that `_together` was chosen for
         self._together: frozenset[Scales] = frozenset()
-        self._look_again = 0.0
+        self.look_again = 0.0  # when `choose` may come to another choice
         self._is_proven = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="join")
 
@@ -126,12 +127,14 @@ class Mixed:
     def choose(self, rows: Many[Scales], now: float, overhead: float) -> frozenset[Scales]:
         """The mixes that share their batches in this step, perhaps none; `rows`: the mix of each that runs."""
         if self.mode == "never" or self.refused:
+            self.look_again = now + LOOK
             return frozenset()
-        if rows != self._rows or now >= self._look_again:
-            if now > self._look_again + LOOK:  # a pause: whoever comes first may be the first of a crowd
+        if rows != self._rows or now >= self.look_again or self._is_ready:
+            if now > self.look_again + LOOK:  # a pause: whoever comes first may be the first of a crowd
                 self._alone_since = None
-            self._rows, self._look_again = rows, now + LOOK
+            self._rows = rows
             self._together = self._choose(Counter(rows), now, overhead)
+            self.look_again = now + (ALONE if self.on and self._alone_since is not None else LOOK)
         return self._together
 
     def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
@@ -139,7 +142,7 @@ class Mixed:
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = now
-        if self.mode == "auto" and self._alone_since is not None and now - self._alone_since > ALONE:
+        if self.mode == "auto" and self._alone_since is not None and now - self._alone_since >= ALONE:
             self.on = False
             return frozenset()
         if len(counts) > 1 or self.mode == "always" or self._building is not None:
@@ -169,6 +172,11 @@ class Mixed:
     @property
     def is_joining(self) -> bool:
         return self._building is not None
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether other joined adapters are there to be taken over."""
+        return self._building is not None and self._building.done()
 
     def covers(self, scales: Scales) -> bool:
         """Whether what is joined now computes this mix exactly."""
@@ -204,7 +212,7 @@ class Mixed:
         """Join what is in use, beside the engine; take over what is ready."""
         self._used = {scales: at for scales, at in self._used.items() if now - at < KEEP} | dict.fromkeys(counts, now)
         if self._building is not None:
-            if self._building.done():
+            if self._is_ready:
                 self._finish(now)
             return
         if now < self._rest_until or (all(map(self.covers, counts)) and not self._is_half_idle()):
@@ -283,15 +291,29 @@ class Mixed:
         digest = self.groups[0][0]
         plain: Scales = ((digest, 1.0),)
         odd: Scales = ((digest, 0.7),)
-        for one, other in ((plain, ()), ((), plain), (odd, ()), ((), odd)):
+        problems: list[str] = []
+
+        def probed() -> npt.NDArray[np.float32]:
+            """Logits of the first row."""
+            self._probe()
+            first: npt.NDArray[np.float32] = self._context.logits(2)[0]
+            return first.copy()
+
+        def masked(one: Scales, other: Scales) -> npt.NDArray[np.float32]:
             self.enter((one, other), [1, 1])
-            self._probe()
-            masked = self._context.logits(2)[0].copy()
-            self.leave()
-            self._context.set_mix(one)
-            self._probe()
-            if self._masker.problem or not np.abs(masked - self._context.logits(2)[0]).max() <= EXACT:
-                raise LoadFailed("masked results differ from native ones on this machine")
+            logits = probed()
+            problems.append(self._masker.problem)
+            return logits
+
+        def native(scales: Scales) -> npt.NDArray[np.float32]:
+            self._context.set_mix(scales)
+            return probed()
+
+        ours = [masked(one, other) for one, other in ((plain, ()), (odd, ()), ((), odd), ((), plain))]
+        self.leave()
+        theirs = [native(plain), native(odd), *[native(())] * 2]
+        if any(problems) or not all(np.abs(a - b).max() <= EXACT for a, b in zip(ours, theirs, strict=True)):
+            raise LoadFailed("masked results differ from native ones on this machine")
         self._is_proven = True
 
     def drop(self) -> None:

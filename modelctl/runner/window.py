@@ -16,7 +16,8 @@ MIN_BLOCK = 8  # tokens; a smaller product may take another way through llama.cp
 @dataclass(frozen=True)
 class Window:
     """The tokens of a batch are `n_blocks` blocks of as many each; those of block i need the rows from
-    start + i * step on, `width` of them. One product computes that: steps are what its operands' strides can say."""
+    start + i * step on, `width` of them, perhaps none. One product computes that: steps are what its operands' strides
+    can say."""
 
     start: int
     width: int
@@ -34,7 +35,7 @@ def window_of(layout: Layout, rows: Sequence[Scales], *, can_block: bool) -> Win
     spans = spans_of(layout, rows)
     whole = _around(spans)
     if whole is None:
-        return Window(layout.parts[0].start, layout.parts[0].stop)  # a product must have some rows
+        return Window(0, 0)
     windows = [Window(whole[0], whole[1] - whole[0])]
     for n_blocks in range(2, min(MAX_BLOCKS, len(rows) // MIN_BLOCK) + 1) if can_block else ():
         if len(rows) % n_blocks == 0:

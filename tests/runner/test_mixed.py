@@ -18,7 +18,7 @@ from modelctl.runner.joined import B, Layout, Part, Source, join, needs_padding
 from modelctl.runner.layout import N_IDLE, layout
 from modelctl.runner.llama.base import hash_order
 from modelctl.runner.mask import factors_of, mask_of
-from modelctl.runner.mixed import KEEP, Mixed, arrange
+from modelctl.runner.mixed import ALONE, KEEP, LOOK, Mixed, arrange
 from modelctl.runner.sequence import Scales
 from modelctl.runner.window import Window
 from tests.runner.harness import Harness
@@ -383,9 +383,23 @@ def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Pat
     settle(mixed, crowd)
     now = time.perf_counter()
     assert len(mixed.choose(crowd, now, 0.1)) == 2
-    for seconds, n in ((5.0, 1), (5.2, 1), (5.8, 0), (6.2, 0), (9.0, 0)):
-        assert len(mixed.choose(crowd[:1], now + seconds, 0.1)) == n, f"after {seconds} seconds"
+    for i, n in enumerate((1, 0, 0)):
+        assert len(mixed.choose(crowd[:1], now + 5 + i * ALONE, 0.1)) == n
+        assert (mixed.look_again < now + 5 + LOOK) == (i == 0), "nobody asks again before"
+    assert len(mixed.choose(crowd[:1], now + 9, 0.1)) == 0
     assert len(mixed.choose(crowd, now + 9.1, 0.1)) == 2
+    harness.close()
+
+
+def test_what_is_joined_is_used_as_soon_as_it_is_there(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False)
+    mixed = mixed_of(harness)
+    crowd: list[Scales] = [(("pirate", 1.0),), (("json", 1.0),)]
+    now = time.perf_counter()
+    assert not mixed.choose(crowd, now, 0.1)
+    assert mixed._building is not None
+    mixed._building.result()
+    assert len(mixed.choose(crowd, now, 0.1)) == 2, "the clock stands still: nothing else calls for a new choice"
     harness.close()
 
 
