@@ -132,19 +132,20 @@ class Mixed:
         if rows != self._rows or now >= self.look_again or self._is_ready:
             if now > self.look_again + LOOK:  # a pause: whoever comes first may be the first of a crowd
                 self._alone_since = None
-            self._rows = rows
+            self._rows, self.look_again = rows, now + LOOK
             self._together = self._choose(Counter(rows), now, overhead)
-            self.look_again = now + (ALONE if self.on and self._alone_since is not None else LOOK)
         return self._together
 
     def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
-        if len(counts) > 1:
+        if len(counts) > 1 or (self.on and () in counts):  # masks of the base alone cost nothing, but the way back does
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = now
-        if self.mode == "auto" and self._alone_since is not None and now - self._alone_since >= ALONE:
-            self.on = False
-            return frozenset()
+        if self.mode == "auto" and self._alone_since is not None:
+            if now - self._alone_since >= ALONE:
+                self.on = False
+                return frozenset()
+            self.look_again = self._alone_since + ALONE
         if len(counts) > 1 or self.mode == "always" or self._building is not None:
             self._keep_up(counts, now)
         covered = {scales: n for scales, n in counts.items() if self.covers(scales)}

@@ -388,6 +388,11 @@ def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Pat
         assert (mixed.look_again < now + 5 + LOOK) == (i == 0), "nobody asks again before"
     assert len(mixed.choose(crowd[:1], now + 9, 0.1)) == 0
     assert len(mixed.choose(crowd, now + 9.1, 0.1)) == 2
+    for seconds in (9.2, 9.7, 10.2):
+        assert mixed.choose([()], now + seconds, 0.1) == {()}, "masks of the base alone are free, going back is not"
+    assert len(mixed.choose(crowd[:1], now + 10.3, 0.1)) == 1
+    assert len(mixed.choose(crowd[:1], now + 10.3 + ALONE, 0.1)) == 0
+    assert not mixed.choose([()], now + 10.4, 0.1)
     harness.close()
 
 
