@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -218,11 +219,18 @@ class Mixed:
             return
         if now < self._rest_until or (all(map(self.covers, counts)) and not self._is_half_idle()):
             return
-        wanted = [*counts, *(scales for scales in self._used if scales not in counts)]
+        wanted = sorted(self._used, key=lambda scales: (scales not in counts, self._place(scales)))
         if frozenset(wanted) != self._tried:
             self._tried = frozenset(wanted)
             orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= MAX_GROUPS]
             self._building = self._worker.submit(self._join, orders)
+
+    def _place(self, scales: Scales) -> float:
+        """Where the first of its adapters is joined. Those that were side by side stay so: a crowd of them that comes
+        back would pay for what lies between them."""
+        digests = {digest for digest, _ in scales}
+        joined = itertools.chain(*self.groups)
+        return next((i for i, digest in enumerate(joined) if digest in digests), math.inf)
 
     def _is_half_idle(self) -> bool:
         """Whether half of the joined rank or more was not used for a while: each token pays for all of it."""

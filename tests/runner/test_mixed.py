@@ -459,6 +459,17 @@ def test_a_graph_that_was_not_changed_is_a_doubtful_result(pair: Harness, monkey
     assert pair.engine.stats()["batches"] == "native: masking failed: llama.cpp did not call back"
 
 
+def test_adapters_that_were_side_by_side_stay_so(base: Path, adapters: dict[str, Path]) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    mixed = mixed_of(harness)
+    one, two, three = (((name, 1.0),) for name in adapters)
+    settle(mixed, [one, two])
+    assert mixed.groups == ((one[0][0], two[0][0]),)
+    settle(mixed, [three, two, one])
+    assert mixed.groups == ((one[0][0], two[0][0], three[0][0]),)
+    harness.close()
+
+
 def test_what_was_not_used_for_a_while_is_joined_no_longer(base: Path, adapters: dict[str, Path]) -> None:
     harness = Harness(base, adapters, exact=False, mixed="always")
     mixed = mixed_of(harness)
