@@ -72,7 +72,7 @@ async def storm(server: Ours, salt: int) -> tuple[dict[bool, list[float]], int]:
     llama.cpp meanwhile). A second each, in one crowd: two crowds differ by more than rescales cost. And in the order
     without, with, with, without: steps grow longer with the context, by 3 % a second, which must favour neither.
     The client wakes up every 20 ms in both: that alone takes 2 % from an engine that uses all cores."""
-    tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 560, {i % 4: 1.0})) for i in range(8)]
+    tasks = [asyncio.create_task(server.ask(f"{salt} {i}: tell a story.", 960, {i % 4: 1.0})) for i in range(8)]
     await asyncio.sleep(2)
     windows: list[tuple[bool, float, float]] = []
     before = reserves(server)
