@@ -29,7 +29,8 @@ PAD = 16  # floats in the widest register that llama.cpp's matrix products use
 ALIGNMENT = 64  # bytes, of a weight's first
 TILE = 4  # rows of a matrix that those products need a multiple of; else they go another way, and round otherwise
 EMBEDDING = "token_embd.weight"  # looked up, not multiplied: its A is stored the other way round
-_FLOATS: dict[int, type[np.generic]] = {0: np.float32, 1: np.float16}  # by the number of their GGML type
+_FLOATS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
+_NUMBERS = {known.name: number for number, known in TENSOR_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Joined:
 
 
 class Weight(NamedTuple):
-    """A tensor of an adapter file: the number of its GGML type, its elements along each axis as llama.cpp counts them,
-    and its data in numpy's order; bytes where it is quantised."""
+    """A tensor of an adapter file: its elements along each axis as llama.cpp counts them, and its data in numpy's
+    order; bytes where it is quantised."""
 
-    type: int
+    type: str
     shape: tuple[int, ...]
     data: npt.NDArray[Any]
 
@@ -119,7 +120,7 @@ class Source:
     def __init__(self, digest: str, path: str) -> None:
         try:
             header = read_header(Path(path))
-            data = np.memmap(path, np.uint8, "r")
+            data = np.asarray(np.memmap(path, np.uint8, "r"))
         except (OSError, ValueError, InvalidGGUF) as error:
             raise LoadFailed(f"the adapter {digest[:19]} cannot be read: {error}") from None
         self.digest = digest
@@ -164,9 +165,8 @@ def rank_axis(name: str, suffix: str) -> int:
 
 
 def _weight(tensor: Tensor, file: npt.NDArray[np.uint8]) -> Weight:
-    number = next(number for number, known in TENSOR_TYPES.items() if known.name == tensor.type)
-    data = file[tensor.offset : tensor.offset + tensor.size].view(_FLOATS.get(number, np.uint8))
-    return Weight(number, tensor.shape, data.reshape(*tensor.shape[:0:-1], -1))
+    data = file[tensor.offset : tensor.offset + tensor.size].view(_FLOATS.get(tensor.type, np.uint8))
+    return Weight(tensor.type, tensor.shape, data.reshape(*tensor.shape[:0:-1], -1))
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,11 @@ def _matrix(owners: Sequence[Source], name: str, suffix: str, data: npt.NDArray[
     first = owners[0].tensors[name + suffix]
     ne = [*first.shape] + [1] * (4 - len(first.shape))
     ne[rank_axis(name, suffix)] = sum(source.rank(name) for source in owners)
-    _, block, size = TENSOR_TYPES[first.type]
+    number = _NUMBERS[first.type]
+    _, block, size = TENSOR_TYPES[number]
     nb = [size, size * (ne[0] // block)]
     nb += [nb[1] * ne[1], nb[1] * ne[1] * ne[2]]
-    return Matrix(first.type, tuple(ne), tuple(nb), data.ctypes.data)
+    return Matrix(number, tuple(ne), tuple(nb), data.ctypes.data)
 
 
 def carrier(architecture: str, shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> MemoryFile:
@@ -271,8 +272,8 @@ def needs_padding(path: str) -> bool:
     except InvalidGGUF:
         return False  # llama.cpp will say what is wrong with it
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(B)}
-    is_plain = all(t.type in ("F32", "F16") and len(t.shape) == 2 for t in tensors.values())
-    return is_plain and EMBEDDING + A not in tensors and len(ranks) == 1 and ranks.pop() % PAD != 0
+    plain = all(t.type in _FLOATS and len(t.shape) == 2 for t in tensors.values()) and EMBEDDING + A not in tensors
+    return plain and len(ranks) == 1 and ranks.pop() % PAD != 0
 
 
 def pad(source: Source) -> MemoryFile:

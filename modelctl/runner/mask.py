@@ -253,8 +253,8 @@ class Masker:
         return nodes
 
     def _fit(self, all_nodes: Tensors, at: Ints, places: Places, weights: Weights, which: Ints) -> None:
-        """Those that somebody needs now, to what is in use. `scaled`, node 6, is nothing any more, and has the shape of
-        the sum."""
+        """Make those that somebody needs now compute what is in use. `scaled`, node 6, is nothing any more, and has the
+        shape of the sum."""
         n_tokens, dropped = self._tokens(all_nodes[:, 6], places.is_expert[which])
         windows = weights.windows[weights.kind[which], dropped]
         needed = np.flatnonzero(weights.is_used[which] & (windows[:, 1] > 0))

@@ -173,7 +173,7 @@ class Mixed:
 
     @property
     def is_joining(self) -> bool:
-        return self._building is not None
+        return self._building is not None and not self._is_ready
 
     @property
     def _is_ready(self) -> bool:
