@@ -114,7 +114,7 @@ class Lane:
         that joins adapters every step is slow."""
         if not plan.generates or (self.mixed is not None and self.mixed.is_joining):
             return
-        rows, masked = self._n_rows(plan), plan.scales is None
+        rows, masked = self._n_rows(plan), plan.is_masked
         if changed:
             extra = max(0.0, seconds - (self.times.usual(masked, rows) or seconds))
             self.scheduler.reserve_cost += 0.2 * (extra - self.scheduler.reserve_cost)
@@ -125,7 +125,7 @@ class Lane:
     def _learn_prompt(self, batch: Plan, seconds: float, n_reserves: int) -> None:
         if not batch.generates:
             seconds = max(0.0, seconds - n_reserves * self.scheduler.reserve_cost)
-            self.times.learn_prompt(batch.scales is None, batch.n_rows, seconds, time.perf_counter())
+            self.times.learn_prompt(batch.is_masked, batch.n_rows, seconds, time.perf_counter())
 
     def _n_rows(self, plan: Plan) -> int:
         """Of the batch: with more of them a step takes longer."""

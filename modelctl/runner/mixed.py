@@ -160,7 +160,7 @@ class Mixed:
 
     def split(self, plan: Plan, now: float, change: float) -> list[Plan]:
         """A batch, or where that is faster its prompts natively, mix by mix, and the rest masked."""
-        if plan.scales is not None or plan.generates or self.mode != "auto":
+        if not plan.is_masked or plan.generates or self.mode != "auto":
             return [plan]
         parts: dict[Scales | None, list[tuple[Sequence, int]]] = {}
         for sequence, n in plan.rows:

@@ -44,6 +44,11 @@ class Plan:
         """Of each row."""
         return tuple(sequence.scales for sequence, n in self.rows for _ in range(n))
 
+    @cached_property
+    def is_masked(self) -> bool:
+        """Whether it takes the time of a masked batch. Where all are of the base alone, there is nothing to mask."""
+        return self.scales is None and any(self.mixes)
+
 
 @dataclass
 class Scheduler:

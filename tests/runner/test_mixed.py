@@ -6,7 +6,8 @@ import ctypes
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
@@ -19,8 +20,10 @@ from modelctl.runner.layout import N_IDLE, layout
 from modelctl.runner.llama.base import hash_order
 from modelctl.runner.mask import factors_of, mask_of
 from modelctl.runner.mixed import ALONE, KEEP, LOOK, Mixed, arrange
-from modelctl.runner.sequence import Scales
+from modelctl.runner.scheduler import Plan
+from modelctl.runner.sequence import Scales, Sequence
 from modelctl.runner.window import Window
+from tests.runner.conftest import MakeSequence
 from tests.runner.harness import Harness
 from tests.runner.tiny_models import mixture, random_adapter
 
@@ -165,7 +168,7 @@ def mixed_of(harness: Harness) -> Mixed:
     return mixed
 
 
-def settle(mixed: Mixed, mixes: Sequence[Scales]) -> None:
+def settle(mixed: Mixed, mixes: Many[Scales]) -> None:
     """Wait until the adapters of these mixes are joined, or known not to be joinable all at once."""
     deadline = time.monotonic() + 60
     while not all(map(mixed.covers, mixes)) and time.monotonic() < deadline:
@@ -175,7 +178,7 @@ def settle(mixed: Mixed, mixes: Sequence[Scales]) -> None:
         time.sleep(0.01)
 
 
-def join_anew(mixed: Mixed, mixes: Sequence[Scales]) -> None:
+def join_anew(mixed: Mixed, mixes: Many[Scales]) -> None:
     """Just the adapters of these, whatever was joined before."""
     mixed.drop()
     mixed._used, mixed._tried = {}, frozenset()
@@ -239,7 +242,7 @@ def test_masked_logits_equal_native_ones(crowd: Harness, n: int, most: int, leng
 
 def assert_as_native(
     harness: Harness,
-    crowds: Sequence[Sequence[Scales]],
+    crowds: Many[Many[Scales]],
     length: int = 3,
     before: Callable[[int], None] = lambda step: None,
 ) -> list[bool]:
@@ -393,6 +396,23 @@ def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Pat
     assert len(mixed.choose(crowd[:1], now + 10.3, 0.1)) == 1
     assert len(mixed.choose(crowd[:1], now + 10.3 + ALONE, 0.1)) == 0
     assert not mixed.choose([()], now + 10.4, 0.1)
+    harness.close()
+
+
+def test_long_prompts_are_computed_apart_but_not_those_of_the_base_alone(
+    base: Path, adapters: dict[str, Path], make: MakeSequence
+) -> None:
+    harness = Harness(base, adapters, exact=False)
+    mixed = mixed_of(harness)
+    mixed.times.learn_prompt(True, 400, 4.0, 0.0)
+    mixed.times.learn_prompt(False, 400, 0.4, 0.0)
+    pirate, alone, writing = make([1] * 200, "pirate"), make([1] * 200), make([1] * 9, done=8, generated=1)
+
+    def split(*rows: tuple[Sequence, int]) -> list[Scales | None]:
+        return [plan.scales for plan in mixed.split(Plan(None, rows), 0.0, 0.01)]
+
+    assert split((pirate, 200), (alone, 200), (writing, 1)) == [pirate.scales, (), None]
+    assert split((alone, 200), (writing, 1)) == [None], "it has no masks that cost anything"
     harness.close()
 
 
