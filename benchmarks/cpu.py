@@ -43,9 +43,10 @@ def measure(server: Ours, salt: int, folder: Path) -> dict[str, dict[str, float]
     found: dict[str, dict[str, float]] = {name: defaultdict(float) for name in pids}
     for line in shown.splitlines():
         head, _, library = line.rpartition("(")
-        if head:
+        who = names.get(int(head.split()[0])) if head else None
+        if who:  # not a spare runner, which the daemon has just started
             name = library.rstrip(")").rpartition("/")[2].partition(".")[0]
-            found[names[int(head.split()[0])]][name] += 1e6 / HERTZ / tokens
+            found[who][name] += 1e6 / HERTZ / tokens
     return found
 
 
