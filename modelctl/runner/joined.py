@@ -121,13 +121,13 @@ class Source:
         try:
             header = read_header(Path(path))
             data = np.asarray(np.memmap(path, np.uint8, "r"))
+            self.tensors = {name: _weight(tensor, data) for name, tensor in header.tensors.items()}
         except (OSError, ValueError, InvalidGGUF) as error:
             raise LoadFailed(f"the adapter {digest[:19]} cannot be read: {error}") from None
         self.digest = digest
         self.architecture = header.architecture
         alpha = header.metadata.get("adapter.lora.alpha", 0.0)
         self.alpha = float(alpha) if isinstance(alpha, int | float) else 0.0
-        self.tensors = {name: _weight(tensor, data) for name, tensor in header.tensors.items()}
 
     @cached_property
     def names(self) -> list[str]:

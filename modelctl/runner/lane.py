@@ -333,6 +333,8 @@ class Lane:
             self.waiting.remove(sequence)
         if sequence.sampler:
             sequence.sampler.close()
+        if self.mixed is not None and not self.busy:
+            self.mixed.rest()
 
     def close(self) -> None:
         """Before the context and the adapters."""

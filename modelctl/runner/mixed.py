@@ -131,11 +131,13 @@ class Mixed:
             self.look_again = now + LOOK
             return frozenset()
         if rows != self._rows or now >= self.look_again or self._is_ready:
-            if now > self.look_again + LOOK:  # a pause: whoever comes first may be the first of a crowd
-                self._alone_since = None
             self._rows, self.look_again = rows, now + LOOK
             self._together = self._choose(Counter(rows), now, overhead)
         return self._together
+
+    def rest(self) -> None:
+        """Nothing runs any more. Whoever comes next may be the first of a crowd."""
+        self._rows, self._alone_since = (), None
 
     def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
         if len(counts) > 1 or (self.on and () in counts):  # masks of the base alone cost nothing, but the way back does
@@ -143,10 +145,11 @@ class Mixed:
         elif self._alone_since is None:
             self._alone_since = now
         if self.mode == "auto" and self._alone_since is not None:
-            if now - self._alone_since >= ALONE:
+            alone_until = self._alone_since + ALONE
+            if now >= alone_until:
                 self.on = False
                 return frozenset()
-            self.look_again = self._alone_since + ALONE
+            self.look_again = alone_until
         if len(counts) > 1 or self.mode == "always" or self._building is not None:
             self._keep_up(counts, now)
         covered = {scales: n for scales, n in counts.items() if self.covers(scales)}
@@ -204,7 +207,7 @@ class Mixed:
         if self.on:
             n = sum(map(len, self.groups))
             return f"mixed: {n} adapters of rank {sum(j.rank for j in self._joined)} together in each batch"
-        if self._alone_since is not None or not self._used:
+        if len(set(self._rows)) < 2:
             return "native: one mix at a time is in use"
         return "native: the adapters are being joined" if self._building else "native: turns are faster here"
 
@@ -219,15 +222,15 @@ class Mixed:
             return
         if now < self._rest_until or (all(map(self.covers, counts)) and not self._is_half_idle()):
             return
-        wanted = sorted(self._used, key=lambda scales: (scales not in counts, self._place(scales)))
+        wanted = sorted(self._used, key=lambda s: (s not in counts, not self.covers(s), self._place(s)))
         if frozenset(wanted) != self._tried:
             self._tried = frozenset(wanted)
             orders = [self._base.native_order([d for d, _ in s]) for s in wanted if len(s) <= MAX_GROUPS]
             self._building = self._worker.submit(self._join, orders)
 
     def _place(self, scales: Scales) -> float:
-        """Where the first of its adapters is joined. Those that were side by side stay so: a crowd of them that comes
-        back would pay for what lies between them."""
+        """Where the first of its adapters is joined. Those in use that were side by side stay so: when a crowd of them
+        comes back, it would pay for what lies between them."""
         digests = {digest for digest, _ in scales}
         joined = itertools.chain(*self.groups)
         return next((i for i, digest in enumerate(joined) if digest in digests), math.inf)
@@ -240,6 +243,8 @@ class Mixed:
 
     def _join(self, orders: Many[Many[str]]) -> list[Joined]:
         """On the worker's thread; empty when there is nothing to gain."""
+        import gguf  # noqa: F401  # carriers are written with it, and the thread that decodes should not wait for it
+
         for digest in {d for order in orders for d in order} - self._sources.keys():
             self._sources[digest] = Source(digest, self._paths[digest])
         known = self._sources
@@ -320,7 +325,8 @@ class Mixed:
 
         ours = [masked(one, other) for one, other in ((plain, ()), (odd, ()), ((), odd), ((), plain))]
         self.leave()
-        theirs = [native(plain), native(odd), *[native(())] * 2]
+        base = native(())
+        theirs = [native(plain), native(odd), base, base]
         if any(problems) or not all(np.abs(a - b).max() <= EXACT for a, b in zip(ours, theirs, strict=True)):
             raise LoadFailed("masked results differ from native ones on this machine")
         self._is_proven = True

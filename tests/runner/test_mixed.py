@@ -375,6 +375,7 @@ def test_one_mix_runs_natively(base: Path, adapters: dict[str, Path]) -> None:
     assert harness.engine.stats()["mixed_steps"] == 0
     assert mixed_of(harness).groups == (), "nothing was joined for it"
     assert harness.engine.stats()["batches"] == "native: one mix at a time is in use"
+    assert mixed_of(harness)._alone_since is None, "it has ended, and the next may be the first of a crowd"
     harness.close()
 
 
@@ -386,9 +387,12 @@ def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Pat
     settle(mixed, crowd)
     now = time.perf_counter()
     assert len(mixed.choose(crowd, now, 0.1)) == 2
-    for i, n in enumerate((1, 0, 0)):
-        assert len(mixed.choose(crowd[:1], now + 5 + i * ALONE, 0.1)) == n
-        assert (mixed.look_again < now + 5 + LOOK) == (i == 0), "nobody asks again before"
+    mixed.rest()
+    assert len(mixed.choose(crowd[:1], now + 5, 0.1)) == 1
+    assert mixed.look_again == now + 5 + ALONE, "nobody asks again before"
+    assert len(mixed.choose(crowd[:1], now + 5 + ALONE, 0.1)) == 0
+    assert mixed.look_again == now + 5 + ALONE + LOOK
+    mixed.rest()
     assert len(mixed.choose(crowd[:1], now + 9, 0.1)) == 0
     assert len(mixed.choose(crowd, now + 9.1, 0.1)) == 2
     for seconds in (9.2, 9.7, 10.2):
@@ -396,6 +400,9 @@ def test_a_mix_that_is_alone_runs_natively_before_long_but_not_at_once(base: Pat
     assert len(mixed.choose(crowd[:1], now + 10.3, 0.1)) == 1
     assert len(mixed.choose(crowd[:1], now + 10.3 + ALONE, 0.1)) == 0
     assert not mixed.choose([()], now + 10.4, 0.1)
+    assert len(mixed.choose(crowd, now + 11, 0.1)) == 2
+    assert len(mixed.choose(crowd[:1], now + 12, 0.1)) == 1
+    assert len(mixed.choose(crowd[:1], now + 22, 0.1)) == 0, "its steps are slow, but it is alone all the same"
     harness.close()
 
 
