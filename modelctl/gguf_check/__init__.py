@@ -7,7 +7,7 @@ info = check_adapter(header, base)    a LoRA adapter that fits that base: what A
 
 from __future__ import annotations
 
-from modelctl.gguf_check.adapter import AdapterInfo, Pair, check_adapter, lora_pairs
+from modelctl.gguf_check.adapter import AdapterInfo, Pair, check_adapter, lora_alpha, lora_pairs
 from modelctl.gguf_check.base import BaseInfo, base_info, check_base, counts, integer
 from modelctl.gguf_check.reader import Array, Header, Tensor, read_header
 from modelctl.gguf_check.source import InvalidFile, InvalidGGUF
@@ -26,6 +26,7 @@ __all__ = [
     "check_base",
     "counts",
     "integer",
+    "lora_alpha",
     "lora_pairs",
     "read_header",
 ]

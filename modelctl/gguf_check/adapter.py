@@ -52,7 +52,7 @@ def check_adapter(header: Header, base: Header) -> AdapterInfo:
     Only headers are read: that the weights are finite is `modelctl.adapters.check_finite`'s to say.
     """
     _check_kind(header, base)
-    alpha = _alpha(header)
+    alpha = lora_alpha(header)
     pairs = lora_pairs(header)
     for target, pair in pairs.items():
         _check_pair(header, base, target, pair)
@@ -89,7 +89,8 @@ def _check_kind(header: Header, base: Header) -> None:
         raise header.invalid("is an activated LoRA (aLoRA), which acts only after its invocation tokens; unsupported")
 
 
-def _alpha(header: Header) -> float | None:
+def lora_alpha(header: Header) -> float | None:
+    """None where the file has none. Raises `InvalidGGUF` for anything but a finite float of sensible size."""
     alpha = header.metadata.get("adapter.lora.alpha")
     if alpha is None:
         return None

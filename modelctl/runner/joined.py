@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelctl.errors import LoadFailed
-from modelctl.gguf_check import InvalidGGUF, Tensor, read_header
+from modelctl.gguf_check import InvalidGGUF, Tensor, lora_alpha, read_header
 from modelctl.gguf_check.ggml_types import TENSOR_TYPES
 
 A, B = ".lora_a", ".lora_b"
@@ -122,12 +122,11 @@ class Source:
             header = read_header(Path(path))
             data = np.asarray(np.memmap(path, np.uint8, "r"))
             self.tensors = {name: _weight(tensor, data) for name, tensor in header.tensors.items()}
+            self.alpha = lora_alpha(header) or 0.0
         except (OSError, ValueError, InvalidGGUF) as error:
             raise LoadFailed(f"the adapter {digest[:19]} cannot be read: {error}") from None
         self.digest = digest
         self.architecture = header.architecture
-        alpha = header.metadata.get("adapter.lora.alpha", 0.0)
-        self.alpha = float(alpha) if isinstance(alpha, int | float) else 0.0
 
     @cached_property
     def names(self) -> list[str]:

@@ -116,7 +116,7 @@ class Mixed:
         self._rest_until = 0.0
         self._used: dict[Scales, float] = {}
         self._covered: dict[tuple[str, ...], bool] = {}
-        self._alone_since: float | None = None
+        self._alone_until: float | None = None  # when the mix that is alone goes native
         self._rows: Many[Scales] = ()  # that `_together` was chosen for
         self._together: frozenset[Scales] = frozenset()
         self.look_again = 0.0  # when `choose` may come to another choice
@@ -137,19 +137,18 @@ class Mixed:
 
     def rest(self) -> None:
         """Nothing runs any more. Whoever comes next may be the first of a crowd."""
-        self._rows, self._alone_since = (), None
+        self._rows, self._alone_until = (), None
 
     def _choose(self, counts: Mapping[Scales, int], now: float, overhead: float) -> frozenset[Scales]:
         if len(counts) > 1 or (self.on and () in counts):  # masks of the base alone cost nothing, but the way back does
-            self._alone_since = None
-        elif self._alone_since is None:
-            self._alone_since = now
-        if self.mode == "auto" and self._alone_since is not None:
-            alone_until = self._alone_since + ALONE
-            if now >= alone_until:
+            self._alone_until = None
+        elif self._alone_until is None:
+            self._alone_until = now + ALONE
+        if self.mode == "auto" and self._alone_until is not None:
+            if now >= self._alone_until:
                 self.on = False
                 return frozenset()
-            self.look_again = alone_until
+            self.look_again = self._alone_until
         if len(counts) > 1 or self.mode == "always" or self._building is not None:
             self._keep_up(counts, now)
         covered = {scales: n for scales, n in counts.items() if self.covers(scales)}
@@ -176,7 +175,7 @@ class Mixed:
 
     @property
     def is_joining(self) -> bool:
-        return self._building is not None and not self._is_ready
+        return self._building is not None and not self._building.done()
 
     @property
     def _is_ready(self) -> bool:
@@ -305,31 +304,28 @@ class Mixed:
         digest = self.groups[0][0]
         plain: Scales = ((digest, 1.0),)
         odd: Scales = ((digest, 0.7),)
+        batches: tuple[tuple[Scales, Scales], ...] = ((plain, ()), (odd, ()), ((), odd), ((), plain))
+        masked: list[npt.NDArray[np.float32]] = []
         problems: list[str] = []
-
-        def probed() -> npt.NDArray[np.float32]:
-            """Logits of the first row."""
-            self._probe()
-            first: npt.NDArray[np.float32] = self._context.logits(2)[0]
-            return first.copy()
-
-        def masked(one: Scales, other: Scales) -> npt.NDArray[np.float32]:
-            self.enter((one, other), [1, 1])
-            logits = probed()
-            problems.append(self._masker.problem)
-            return logits
-
-        def native(scales: Scales) -> npt.NDArray[np.float32]:
-            self._context.set_mix(scales)
-            return probed()
-
-        ours = [masked(one, other) for one, other in ((plain, ()), (odd, ()), ((), odd), ((), plain))]
+        for rows in batches:  # all masked, then all native: a change between the two rebuilds a graph
+            self.enter(rows, [1, 1])
+            masked.append(self._first_logits())
+            problems.append(self.problem)
         self.leave()
-        base = native(())
-        theirs = [native(plain), native(odd), base, base]
-        if any(problems) or not all(np.abs(a - b).max() <= EXACT for a, b in zip(ours, theirs, strict=True)):
+        native: dict[Scales, npt.NDArray[np.float32]] = {}
+        for scales in (plain, odd, ()):
+            self._context.set_mix(scales)
+            native[scales] = self._first_logits()
+        differences = [np.abs(logits - native[first]).max() for logits, (first, _) in zip(masked, batches, strict=True)]
+        if any(problems) or not all(difference <= EXACT for difference in differences):  # NaN is never
             raise LoadFailed("masked results differ from native ones on this machine")
         self._is_proven = True
+
+    def _first_logits(self) -> npt.NDArray[np.float32]:
+        """Of the first of two tokens."""
+        self._probe()
+        logits: npt.NDArray[np.float32] = self._context.logits(2)[0]
+        return logits.copy()
 
     def drop(self) -> None:
         """Free the joined adapters and their carriers."""

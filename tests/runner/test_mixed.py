@@ -375,7 +375,7 @@ def test_one_mix_runs_natively(base: Path, adapters: dict[str, Path]) -> None:
     assert harness.engine.stats()["mixed_steps"] == 0
     assert mixed_of(harness).groups == (), "nothing was joined for it"
     assert harness.engine.stats()["batches"] == "native: one mix at a time is in use"
-    assert mixed_of(harness)._alone_since is None, "it has ended, and the next may be the first of a crowd"
+    assert mixed_of(harness)._alone_until is None, "it has ended, and the next may be the first of a crowd"
     harness.close()
 
 
