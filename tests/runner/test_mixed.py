@@ -486,6 +486,28 @@ def test_a_graph_that_was_not_changed_is_a_doubtful_result(pair: Harness, monkey
     assert pair.engine.stats()["batches"] == "native: masking failed: llama.cpp did not call back"
 
 
+@pytest.mark.parametrize("wrong", [1.0, np.nan])
+def test_nothing_is_masked_where_that_gives_other_logits(
+    base: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    harness = Harness(base, adapters, exact=False, mixed="always")
+    mixed = mixed_of(harness)
+    right = mixed._first_logits
+    n_read = 0
+
+    def last_masked_is_wrong() -> npt.NDArray[np.float32]:
+        nonlocal n_read
+        n_read += 1
+        return right() + np.float32(wrong if n_read == 4 else 0.0)
+
+    monkeypatch.setattr(mixed, "_first_logits", last_masked_is_wrong)
+    settle(mixed, [(("pirate", 1.0),), (("json", 1.0),)])
+    assert n_read == 7
+    assert mixed.refused == "masked results differ from native ones on this machine"
+    assert mixed.groups == ()
+    harness.close()
+
+
 def test_adapters_that_were_side_by_side_stay_so(base: Path, adapters: dict[str, Path]) -> None:
     harness = Harness(base, adapters, exact=False, mixed="always")
     mixed = mixed_of(harness)
